@@ -1,0 +1,60 @@
+"""Packaging of anatomask: the library ``ssl_pretrain``, its commands, and the nnU-Net plug-in folder inside it.
+
+The repository's top-level ``nnunetv2/`` is a folder of plug-ins, not a package. A wheel ships it as
+``ssl_pretrain/nnunetv2_plugins`` so that nothing of ours can ever land inside the installed ``nnunetv2``;
+``ssl_pretrain.transfer.extension_folder()`` finds it in a wheel and in an editable install alike.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+PLUGINS = "ssl_pretrain.nnunetv2_plugins"
+
+setup(
+    name="anatomask",
+    version="0.1.0",
+    description="Self-supervised pretraining for 3-D medical segmentation, on top of nnU-Net v2",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=[*find_packages(include=["ssl_pretrain", "ssl_pretrain.*"]), PLUGINS],
+    package_dir={PLUGINS: "nnunetv2"},
+    package_data={PLUGINS: ["run/*.py", "training/nnUNetTrainer/*.py"], "ssl_pretrain": ["py.typed"]},
+    include_package_data=False,
+    install_requires=[
+        "torch>=2.4",
+        "nnunetv2>=2.8.1,<2.9",
+        "lightning>=2.6,<2.7,!=2.6.2,!=2.6.3",
+        "batchgenerators>=0.25.1",
+        "batchgeneratorsv2>=0.3",
+        "blosc2>=3.0",
+        "SimpleITK>=2.2.1",
+        "numpy>=1.24",
+        "dynamic-network-architectures>=0.4.1,<0.5",
+        "matplotlib>=3.7",
+        "tensorboard>=2.14",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.90"],
+        "spconv": ["spconv-cu126>=2.3.8; platform_system == 'Linux'"],
+        "dev": ["pytest>=8", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.11", "codespell>=2.3", "build>=1.2", "pre-commit>=3.5"],
+    },
+    entry_points={
+        "console_scripts": [
+            "nnUNetv2_pretrain=ssl_pretrain.cli.pretrain:main",
+            "nnUNetv2_pretrain_demo=ssl_pretrain.cli.demo:main",
+        ]
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Healthcare Industry",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+    keywords=["self-supervised learning", "medical image segmentation", "nnU-Net", "masked image modelling", "SparK"],
+)

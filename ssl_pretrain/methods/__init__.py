@@ -1,0 +1,55 @@
+"""Pretraining methods: one file each, found by the name of the paper."""
+
+from ssl_pretrain.methods.anatomask import AnatoMask, AnatoMaskConfig
+from ssl_pretrain.methods.base import Batch, Method, MethodSetup, OptimizerConfig, Output, RunLength
+from ssl_pretrain.methods.spark import SparK, SparKConfig
+
+METHODS: dict[str, type[Method]] = {
+    "AnatoMask": AnatoMask,
+    "SparK": SparK,
+}
+
+
+def find_method(name: str) -> type[Method]:
+    """The method of that name.
+
+    Raises:
+        ValueError: unknown name; lists the known ones.
+    """
+    if name not in METHODS:
+        raise ValueError(f"Unknown method {name!r}. Choose from {', '.join(METHODS)} (-m).")
+    return METHODS[name]
+
+
+def build_method(name: str, config: OptimizerConfig, setup: MethodSetup) -> Method:
+    """Build a method around a backbone.
+
+    Args:
+        name: a key of :data:`METHODS`.
+        config: that method's config (its ``Config``).
+        setup: backbone, patch, length and seed of the run.
+
+    Raises:
+        ValueError: unknown name, a config of another method, or a mask that does not fit patch and network.
+    """
+    method = find_method(name)
+    if not isinstance(config, method.Config):
+        raise ValueError(f"{name} is configured by {method.Config.__name__}, got {type(config).__name__}.")
+    return method(config, setup)
+
+
+__all__ = [
+    "METHODS",
+    "AnatoMask",
+    "AnatoMaskConfig",
+    "Batch",
+    "Method",
+    "MethodSetup",
+    "OptimizerConfig",
+    "Output",
+    "RunLength",
+    "SparK",
+    "SparKConfig",
+    "build_method",
+    "find_method",
+]

@@ -1,0 +1,135 @@
+"""AnatoMask: reconstruction-guided masking (Li et al. 2024, arXiv 2407.06468).
+
+A teacher, the running average of the student, reconstructs the image under a random mask. The cells it finds hardest
+are masked for certain in the student's input, more of them as training goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from ssl_pretrain.functional.losses import Difficulty, cell_difficulty
+from ssl_pretrain.functional.masking import count_hard, guided_mask, random_mask
+from ssl_pretrain.functional.patches import to_cells
+from ssl_pretrain.functional.schedules import ema_decay
+from ssl_pretrain.methods.base import MethodSetup
+from ssl_pretrain.methods.spark import Hidden, SparK, SparKConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnatoMaskConfig(SparKConfig):
+    """Settings of AnatoMask.
+
+    Attributes:
+        difficulty: what "hard" means: ``intensity`` (error after undoing the cell's normalisation), ``normalized`` (the
+            training loss itself) or ``reference`` (what the published code computes).
+        teacher_masks: random masks over which the teacher's difficulty is averaged.
+        hard_share: share of the masked cells that are hard ones at the end of the run.
+        ema_start: decay of the teacher at the start.
+        ema_end: decay of the teacher from a quarter of the run on.
+    """
+
+    lr: float = 1e-4
+    difficulty: Difficulty = "intensity"
+    teacher_masks: int = 1
+    hard_share: float = 0.5
+    ema_start: float = 0.999
+    ema_end: float = 0.9999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_masks < 1:
+            raise ValueError(f"teacher_masks must be at least 1, got {self.teacher_masks}.")
+        for name in ("hard_share", "ema_start", "ema_end"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
+
+
+class AnatoMask(SparK):
+    """SparK whose masks are guided by a teacher; how the mask is chosen is all that differs."""
+
+    Config: ClassVar[type[AnatoMaskConfig]] = AnatoMaskConfig
+    config: AnatoMaskConfig
+    citations = (
+        "Li, Y. et al. AnatoMask: Enhancing Medical Image Segmentation with Reconstruction-guided Self-masking. "
+        "ECCV 2024, arXiv:2407.06468.",
+        *SparK.citations,
+    )
+
+    def __init__(self, config: AnatoMaskConfig, setup: MethodSetup) -> None:
+        super().__init__(config, setup)
+        self.teacher = AveragedModel(self.student, multi_avg_fn=self._average, use_buffers=True)
+        self.teacher.requires_grad_(False)
+        # AveragedModel starts by copying the student at its first update; the teacher is that copy already.
+        self.teacher.n_averaged.fill_(1)
+
+    def hard_cells(self) -> int:
+        """How many masked cells of a sample are chosen for their difficulty in the current epoch."""
+        return count_hard(self.masked, self.current_epoch, self.length.epochs, self.config.hard_share)
+
+    def choose(self, image: Tensor, generator: torch.Generator) -> Hidden:
+        """Which cells to hide from the student: (B, C, D, H, W) -> a mask guided by the teacher.
+
+        In validation the mask is random, so that the loss of different epochs is comparable.
+        """
+        return self.choose_guided(image, generator) if self.training else super().choose(image, generator)
+
+    def choose_guided(self, image: Tensor, generator: torch.Generator) -> Hidden:
+        """The hardest cells of the teacher for certain, the rest at random: (B, C, D, H, W) -> mask and its reason."""
+        difficulty = self.rate(image, generator)
+        mask, hard = guided_mask(difficulty, self.masked, self.hard_cells(), generator)
+        return Hidden(mask, difficulty, hard)
+
+    @torch.no_grad()
+    def rate(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """The teacher's difficulty of every cell it had to reconstruct.
+
+        Args:
+            image: (B, C, D, H, W).
+            generator: owner of the random masks.
+
+        Returns:
+            (B, *grid); ``-inf`` for cells that no random mask hid.
+        """
+        self.teacher.eval()
+        cells = to_cells(image, self.cell)
+        total = torch.zeros(cells.shape[:2], device=image.device)
+        rated = torch.zeros_like(total)
+        for _ in range(self.config.teacher_masks):
+            mask = random_mask(image.shape[0], self.grid, self.masked, generator)
+            predicted = self._reconstruct(self.teacher, image, mask)
+            hidden = mask.flatten(1)
+            total += cell_difficulty(predicted, cells, self.config.difficulty) * hidden
+            rated += hidden
+        difficulty = torch.where(rated > 0, total / rated.clamp_min(1), -torch.inf)
+        return difficulty.view(-1, *self.grid)
+
+    def update_teacher(self) -> None:
+        """Move the teacher towards the student; parameters and buffers alike."""
+        self.teacher.update_parameters(self.student)
+
+    def log_values(self) -> dict[str, float]:
+        """As SparK's, with the share of the masked cells that were chosen for being hard."""
+        return {**super().log_values(), "hard_fraction": self.hard_cells() / self.masked}
+
+    def choose_for_picture(self, image: Tensor, generator: torch.Generator) -> Hidden:
+        """A guided mask also outside training, so that a picture shows the difficulty."""
+        return self.choose_guided(image, generator)
+
+    def _average(self, averaged: Any, current: Any, _: Any) -> None:
+        decay = ema_decay(self.current_epoch, self.length.epochs, self.config.ema_start, self.config.ema_end)
+        _lerp(averaged, current, 1.0 - decay)
+
+
+def _lerp(averaged: list[Tensor], current: list[Tensor], weight: float) -> None:
+    """Multi-tensor step of the running average; integer counters are simply copied."""
+    if averaged[0].is_floating_point():
+        torch._foreach_lerp_(averaged, current, weight)
+    else:
+        torch._foreach_copy_(averaged, current)
+

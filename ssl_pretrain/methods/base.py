@@ -1,0 +1,183 @@
+"""What every pretraining method has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, TypedDict
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.functional.schedules import warmup_cosine
+from ssl_pretrain.functional.seeding import derive_seed
+from ssl_pretrain.networks.base import Backbone
+
+TRAIN_STREAM, VALIDATION_STREAM = 1, 2
+"""First element of the path from which the seeds of masks are derived."""
+
+
+class Batch(TypedDict):
+    """What a loader yields.
+
+    Keys:
+        image: (B, C, D, H, W) float32, normalised by nnU-Net.
+        case: identifiers of the cases the crops come from.
+        index: (B,) numbers of the crops.
+    """
+
+    image: Tensor
+    case: list[str]
+    index: Tensor
+
+
+class Output(NamedTuple):
+    """What a method makes of a batch.
+
+    Attributes:
+        loss: scalar to minimise.
+        log: scalars worth showing.
+    """
+
+    loss: Tensor
+    log: Mapping[str, Tensor | float]
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is; methods with a schedule over the run need it.
+
+    Attributes:
+        epochs: epochs of the whole run.
+        iterations: optimiser steps per epoch.
+        batch_size: samples per step and device.
+    """
+
+    epochs: int = 1000
+    iterations: int = 250
+    batch_size: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine decay.
+
+    Attributes:
+        lr: peak learning rate.
+        betas: of AdamW.
+        weight_decay: on weights of two or more dimensions; biases, norms and tokens are not decayed.
+        warmup_epochs: epochs of linear warm-up; capped at a tenth of the run.
+        warmup_start_lr: learning rate at the first step.
+        clip: norm to which the gradient is clipped.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-5
+    warmup_epochs: float = 20.0
+    warmup_start_lr: float = 1e-6
+    clip: float = 12.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}.")
+        for name in ("weight_decay", "warmup_epochs", "warmup_start_lr"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSetup:
+    """Everything a method is built from besides its own config.
+
+    Attributes:
+        backbone: the network.
+        patch: voxels of the crops per axis.
+        length: how long the run is.
+        seed: seed of the run.
+    """
+
+    backbone: Backbone
+    patch: Triple
+    length: RunLength = field(default_factory=RunLength)
+    seed: int = 0
+
+
+class Method(LightningModule, ABC):
+    """A pretext task around a Backbone.
+
+    A subclass builds its heads in the constructor, and computes a loss in :meth:`forward`. It never reads files and
+    never knows nnU-Net.
+    """
+
+    Config: ClassVar[type[OptimizerConfig]]
+    citations: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: OptimizerConfig, setup: MethodSetup) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = setup.backbone
+        self.patch = setup.patch
+        self.length = setup.length
+        self.seed = setup.seed
+
+    @abstractmethod
+    def forward(self, batch: Batch, generator: torch.Generator) -> Output:
+        """Loss of a batch; ``generator`` (on the batch's device) owns every random choice."""
+
+    @property
+    @abstractmethod
+    def trained(self) -> nn.Module:
+        """The module whose parameters the optimiser updates."""
+
+    @abstractmethod
+    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
+        """Arrays for a picture of the first crop of a batch, as keyword arguments of ``report.draw_reconstruction``."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The pretext task in a few lines of text: mask grid, masked cells, widths."""
+
+    def generator_for(self, *path: int) -> torch.Generator:
+        """A generator on the module's device whose seed is a pure function of the run's seed and ``path``."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(derive_seed(self.seed, *path))
+        return generator
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002 (Lightning's signature)
+        """One step: the loss, and what to show of it, for Lightning."""
+        output = self(batch, self.generator_for(TRAIN_STREAM, self.global_step, self.global_rank))
+        return {"loss": output.loss, "log": output.log}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a validation batch under a mask that is the same in every epoch."""
+        output: Output = self(batch, self.generator_for(VALIDATION_STREAM, batch_idx, self.global_rank))
+        return output.loss
+
+    def update_teacher(self) -> None:  # noqa: B027 (most methods have no teacher)
+        """Called after every optimiser step."""
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's step, then the teacher's: a checkpoint taken after a batch holds both."""
+        super().optimizer_step(*args, **kwargs)
+        self.update_teacher()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with decay on weights of two or more dimensions only, and the warm-up and cosine schedule per step."""
+        config = self.config
+        parameters = [p for p in self.trained.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        steps = self.length.epochs * self.length.iterations
+        warmup = round(min(config.warmup_epochs, self.length.epochs / 10) * self.length.iterations)
+        start = min(config.warmup_start_lr / config.lr, 1.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps, start))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+

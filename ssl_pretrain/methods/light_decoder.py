@@ -1,0 +1,141 @@
+"""SparK's light decoder and the densification of its inputs, for any strides per axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ssl_pretrain.functional.geometry import Triple, is_maskable
+from ssl_pretrain.networks.base import FeatureMap
+from ssl_pretrain.sparse import SparseMask
+from ssl_pretrain.sparse.layers import MaskedInstanceNorm3d
+
+Norm = Literal["batch", "instance"]
+
+TOKEN_STD = 0.02
+DENSIFY_EPS = 1e-6
+
+
+class Densify(nn.Module):
+    """Fills the masked voxels of one feature map and projects it to the decoder's width.
+
+    Norm over the visible voxels -> mask token where masked -> projection: identity or 1×1×1 on the coarsest map, 3×3×3
+    on the others. A map that is coarser than the mask's grid is all visible and has no token.
+    """
+
+    def __init__(self, source: FeatureMap, width: int, coarsest: bool, cell: Triple, mask: SparseMask) -> None:
+        super().__init__()
+        self.norm = MaskedInstanceNorm3d(source.channels, eps=DENSIFY_EPS, affine=True)
+        self.norm.sparse_mask = mask
+        self.token: nn.Parameter | None = None
+        if is_maskable(source.stride, cell):
+            self.token = nn.Parameter(torch.zeros(source.channels))
+            nn.init.trunc_normal_(self.token, std=TOKEN_STD, a=-TOKEN_STD, b=TOKEN_STD)
+        if not coarsest:
+            self.projection: nn.Module = nn.Conv3d(source.channels, width, 3, padding=1)
+        elif source.channels != width:
+            self.projection = nn.Conv3d(source.channels, width, 1)
+        else:
+            self.projection = nn.Identity()
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, width, D, H, W), dense. Runs inside the mask's context."""
+        x = self.norm(feature_map)
+        level = self.norm.level_of(x)
+        if self.token is not None and level is not None:
+            # Masked voxels are 0 here, so adding the token to them alone fills them.
+            x = x + self.token.to(x.dtype).view(1, -1, 1, 1, 1) * (1.0 - level.visible)
+        return cast("Tensor", self.projection(x))
+
+
+class DecoderBlock(nn.Module):
+    """Up by one level's stride, then conv-norm-ReLU6-conv-norm."""
+
+    def __init__(self, width: int, out_width: int, stride: Triple, norm: Norm) -> None:
+        super().__init__()
+        self.up_sample = _up_sample(width, stride)
+        self.conv = nn.Sequential(
+            nn.Conv3d(width, width, 3, padding=1, bias=False),
+            _norm(norm, width),
+            nn.ReLU6(inplace=True),
+            nn.Conv3d(width, out_width, 3, padding=1, bias=False),
+            _norm(norm, out_width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, d, h, w) -> (B, out_width, d·s, h·s, w·s)."""
+        return cast("Tensor", self.conv(self.up_sample(x)))
+
+
+class LightDecoder(nn.Module):
+    """One block per level: the coarsest map goes in, each finer one is added, the image comes out.
+
+    Widths halve with every block that raises the resolution. Source: SparK (arXiv 2301.03580), in the 3-D form of
+    AnatoMask; there every level doubles every axis, here each has its own stride per axis.
+    """
+
+    def __init__(self, width: int, strides: Sequence[Triple], out_channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.widths = decoder_widths(width, strides)
+        blocks = [
+            DecoderBlock(self.widths[i], self.widths[i + 1], stride, norm) for i, stride in enumerate(strides)
+        ]
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Conv3d(self.widths[-1], out_channels, 1)
+        self.apply(_initialize)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Densified maps, coarse to fine, at most one per block -> (B, C, D, H, W)."""
+        x = maps[0]
+        for i, block in enumerate(self.blocks):
+            x = block(x if i == 0 or i >= len(maps) else x + maps[i])
+        return cast("Tensor", self.head(x))
+
+
+def decoder_strides(strides: Sequence[Triple]) -> list[Triple]:
+    """Stride of each decoder block, coarse to fine, for maps of these cumulative strides (fine to coarse).
+
+    Where the finest map is coarser than the image, blocks of stride 2 per axis follow until the image is reached.
+    """
+    steps: list[Triple] = []
+    for coarse, fine in zip(strides[:0:-1], strides[-2::-1], strict=True):
+        steps.append(cast("Triple", tuple(c // f for c, f in zip(coarse, fine, strict=True))))
+    rest = list(strides[0])
+    while max(rest) > 1:
+        step = tuple(2 if r % 2 == 0 else r for r in rest)
+        steps.append(cast("Triple", step))
+        rest = [r // s for r, s in zip(rest, step, strict=True)]
+    return steps
+
+
+def decoder_widths(width: int, strides: Sequence[Triple]) -> list[int]:
+    """Channels before each decoder block and after the last one."""
+    widths = [width]
+    for stride in strides:
+        widths.append(max(widths[-1] // 2, 1) if max(stride) > 1 else widths[-1])
+    return widths
+
+
+def _up_sample(width: int, stride: Triple) -> nn.Module:
+    """Transposed convolution; along an axis that does not grow it has no extent (published: kernel 4, stride 2)."""
+    if max(stride) == 1:
+        return nn.Identity()
+    kernel = tuple(1 if s == 1 else s + 2 * ((s + 1) // 2) for s in stride)
+    padding = tuple(0 if s == 1 else (s + 1) // 2 for s in stride)
+    return nn.ConvTranspose3d(width, width, kernel, stride, padding)
+
+
+def _norm(kind: Norm, width: int) -> nn.Module:
+    return nn.BatchNorm3d(width) if kind == "batch" else nn.InstanceNorm3d(width, affine=True)
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv3d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) and module.bias is not None:
+        nn.init.zeros_(module.bias)

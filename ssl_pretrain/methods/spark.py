@@ -1,0 +1,217 @@
+"""SparK: masked image modelling for convolutional encoders (Tian et al. 2023, arXiv 2301.03580), in 3-D.
+
+A random share of the cells is hidden, the encoder sees the rest through sparse layers, every feature map is densified
+with mask tokens, and a light decoder reconstructs the hidden cells in their own normalised space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ssl_pretrain.functional.geometry import Triple, check_cell, check_patch, default_cell, grid_of
+from ssl_pretrain.functional.losses import cell_errors, cell_statistics, masked_mean
+from ssl_pretrain.functional.masking import count_masked, random_mask, repeat_to
+from ssl_pretrain.functional.patches import from_cells, to_cells
+from ssl_pretrain.methods.base import Batch, Method, MethodSetup, OptimizerConfig, Output
+from ssl_pretrain.methods.light_decoder import Densify, LightDecoder, Norm, decoder_strides
+from ssl_pretrain.networks.base import FeatureMap
+from ssl_pretrain.sparse import SparseMask, convert
+
+SMALLEST_BATCH_FOR_BATCH_NORM = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparKConfig(OptimizerConfig):
+    """Settings of SparK.
+
+    Attributes:
+        mask_ratio: share of the cells that is masked.
+        mask_cell: voxels per axis of a cell; None for about 16 per axis, as patch and strides allow.
+        stages: encoder stages to pretrain, from the finest; None for all (published with STU-Net: 5 of 6).
+        decoder_norm: ``batch`` (published) or ``instance``; ``auto`` takes instance below 4 samples per device.
+        decoder_width: channels of the decoder at the coarsest map; None for that map's own.
+    """
+
+    lr: float = 2e-4
+    mask_ratio: float = 0.6
+    mask_cell: Triple | None = None
+    stages: int | None = None
+    decoder_norm: Literal["auto", "batch", "instance"] = "auto"
+    decoder_width: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.mask_ratio < 1.0:
+            raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {self.mask_ratio}.")
+        if self.decoder_width is not None and self.decoder_width < 1:
+            raise ValueError(f"decoder_width must be at least 1, got {self.decoder_width}.")
+
+
+class Hidden(NamedTuple):
+    """Which cells a forward pass hides.
+
+    Attributes:
+        mask: boolean (B, *grid), True where masked.
+        difficulty: (B, *grid) rating that led to the mask, ``-inf`` where nobody rated; None for a random mask.
+        hard: boolean (B, *grid), masked for being hard; None for a random mask.
+    """
+
+    mask: Tensor
+    difficulty: Tensor | None = None
+    hard: Tensor | None = None
+
+
+class SparKNetwork(nn.Module):
+    """Encoder with sparse layers, densification and light decoder: masked image -> reconstruction.
+
+    The encoder's parameters are those of the segmentation network it was taken from; its layers are made mask-aware in
+    place. A deep copy is a network of its own, with its own mask.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        maps: tuple[FeatureMap, ...],
+        cell: Triple,
+        out_channels: int,
+        *,
+        width: int | None,
+        norm: Norm,
+    ) -> None:
+        super().__init__()
+        self.mask = SparseMask()
+        self.encoder = encoder
+        convert(encoder, self.mask)
+        strides = decoder_strides([m.stride for m in maps])
+        self.decoder = LightDecoder(width or maps[-1].channels, strides, out_channels, norm)
+        # The finest map enters no block when it has the resolution of the image: it gets no densification at all.
+        used = maps[::-1][: len(strides)]
+        self.densify = nn.ModuleList(
+            Densify(source, self.decoder.widths[i], i == 0, cell, self.mask) for i, source in enumerate(used)
+        )
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Reconstruct an image from its visible cells.
+
+        Args:
+            image: (B, C, D, H, W).
+            mask: boolean (B, *grid), True where masked.
+
+        Returns:
+            (B, C, D, H, W), each cell in its own normalised space.
+        """
+        return cast("Tensor", self.decoder(self.densified(image, mask)))
+
+    def densified(self, image: Tensor, mask: Tensor) -> list[Tensor]:
+        """The decoder's inputs, coarse to fine."""
+        b, _, d, h, w = image.shape
+        with self.mask.visible(~mask):
+            seen = self.mask.level(b, (d, h, w), image.dtype)
+            maps = self.encoder(image if seen is None else image * seen.visible)
+            return [fill(feature_map) for fill, feature_map in zip(self.densify, reversed(maps), strict=False)]
+
+
+class SparK(Method):
+    """SparK in 3-D: random masks, one student."""
+
+    Config: ClassVar[type[SparKConfig]] = SparKConfig
+    config: SparKConfig
+    citations = (
+        "Tian, K. et al. Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling. "
+        "ICLR 2023, arXiv:2301.03580.",
+    )
+
+    def __init__(self, config: SparKConfig, setup: MethodSetup) -> None:
+        super().__init__(config, setup)
+        encoder, maps = setup.backbone.truncated(config.stages)
+        strides = [m.stride for m in maps]
+        check_patch(self.patch, setup.backbone.feature_maps[-1].stride)
+        self.cell = config.mask_cell or default_cell(self.patch, strides)
+        check_cell(self.cell, self.patch, strides)
+        self.grid = grid_of(self.patch, self.cell)
+        self.masked = count_masked(prod(self.grid), config.mask_ratio)
+        norm = _decoder_norm(config, setup)
+        self.student = SparKNetwork(
+            encoder, maps, self.cell, setup.backbone.input_channels, width=config.decoder_width, norm=norm
+        )
+        _freeze_unused(setup.backbone.network, self.student)
+
+    @property
+    def trained(self) -> nn.Module:
+        """The student: encoder, densification and decoder."""
+        return self.student
+
+    def choose(self, image: Tensor, generator: torch.Generator) -> Hidden:
+        """Which cells to hide from the student: (B, C, D, H, W) -> a random mask."""
+        return Hidden(random_mask(image.shape[0], self.grid, self.masked, generator))
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Output:
+        """Reconstruction error of the masked cells, in each cell's normalised space."""
+        image = batch["image"]
+        hidden = self.choose(image, generator)
+        errors = cell_errors(self._reconstruct(self.student, image, hidden.mask), to_cells(image, self.cell))
+        return Output(masked_mean(errors, hidden.mask.flatten(1)), self.log_values())
+
+    def log_values(self) -> dict[str, float]:
+        """Scalars to show beside the loss."""
+        return {"masked_fraction": self.masked / prod(self.grid)}
+
+    def choose_for_picture(self, image: Tensor, generator: torch.Generator) -> Hidden:
+        """Which cells to hide in a picture: (B, C, D, H, W) -> a mask, and its reason where there is one."""
+        return self.choose(image, generator)
+
+    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
+        """Input, masked input and reconstruction (back in intensities) of the batch's first crop."""
+        image = batch["image"][:1]
+        hidden = self.choose_for_picture(image, generator)
+        mean, std = cell_statistics(to_cells(image, self.cell))
+        predicted = self._reconstruct(self.student, image, hidden.mask) * std + mean
+        visible = ~repeat_to(hidden.mask, self.patch).unsqueeze(1)
+        arrays: dict[str, Tensor | None] = {
+            "image": image,
+            "masked_input": image * visible,
+            "reconstruction": from_cells(predicted, self.cell, self.grid),
+            "mask": hidden.mask,
+            "difficulty": None if hidden.difficulty is None else _unrated_to_nan(hidden.difficulty),
+            "hard": hidden.hard,
+        }
+        first = {name: None if a is None else a[0].detach().cpu() for name, a in arrays.items()}
+        return {**first, "cell": self.cell}
+
+    def describe(self) -> str:
+        """Mask grid, masked cells and decoder widths as text."""
+        cells = prod(self.grid)
+        return (
+            f"mask: cells of {self.cell} voxels, grid {self.grid}, {self.masked} of {cells} masked "
+            f"({self.masked / cells:.1%})\n"
+            f"decoder: {len(self.student.decoder.blocks)} blocks, widths {self.student.decoder.widths}, "
+            f"{len(self.student.densify)} feature maps densified"
+        )
+
+    def _reconstruct(self, network: nn.Module, image: Tensor, mask: Tensor) -> Tensor:
+        """Predicted cells (B, L, V), float32, in the normalised space."""
+        return to_cells(network(image, mask).float(), self.cell)
+
+
+def _decoder_norm(config: SparKConfig, setup: MethodSetup) -> Norm:
+    if config.decoder_norm != "auto":
+        return config.decoder_norm
+    return "batch" if setup.length.batch_size >= SMALLEST_BATCH_FOR_BATCH_NORM else "instance"
+
+
+def _freeze_unused(network: nn.Module, student: nn.Module) -> None:
+    """Parameters that the pretext task never touches get no gradient: no optimiser state, no waiting for it in DDP."""
+    used = {id(p) for p in student.parameters()}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in used)
+
+
+def _unrated_to_nan(difficulty: Tensor) -> Tensor:
+    return difficulty.masked_fill(difficulty.isinf(), float("nan"))
+

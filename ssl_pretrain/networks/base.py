@@ -1,0 +1,125 @@
+"""What a method needs to know of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+from torch import Tensor, nn
+
+from ssl_pretrain.functional.geometry import Triple
+
+
+class FeatureMap(NamedTuple):
+    """One map of an encoder.
+
+    Attributes:
+        channels: its channels.
+        stride: voxels of the input per voxel of the map, along (D, H, W).
+    """
+
+    channels: int
+    stride: Triple
+
+
+class StagedEncoder(nn.Module):
+    """The encoder side of a U-Net: a stem, if there is one, and stages that each yield a feature map.
+
+    A view: the modules belong to the segmentation network, and so do their parameters.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], stem: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem = stem if stem is not None else nn.Identity()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, D, H, W) -> feature maps, fine to coarse."""
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def first(self, count: int) -> StagedEncoder:
+        """The encoder up to its ``count``-th stage, sharing the modules."""
+        return StagedEncoder(list(self.stages)[:count], self.stem)
+
+
+class Backbone(nn.Module):
+    """A whole segmentation network, built exactly as fine-tuning will build it, seen through its encoder.
+
+    Export is ``network.state_dict()``: nothing is renamed.
+
+    Attributes:
+        network: the network that fine-tuning builds; for an encoder of the user's own, that encoder.
+        encoder: image (B, C, D, H, W) -> list of feature maps, fine to coarse; its parameters are the network's.
+        feature_maps: channels and cumulative stride of each of these maps.
+        architecture: dotted path of the network's class, and its keyword arguments where they are known.
+        encoder_key: name of the submodule that holds the encoder, as nnU-Net's loaders want it.
+        stem_key: name of the submodule that first touches the image.
+        input_projection_keys: modules whose weight depends on the number of input channels.
+        position_keys: tensors that depend on the patch size (position embeddings); none in a convolutional network.
+    """
+
+    architecture: str = ""
+    architecture_kwargs: dict[str, object] | None = None
+    architecture_imports: tuple[str, ...] = ()
+    encoder_key: str = ""
+    stem_key: str = ""
+    input_projection_keys: tuple[str, ...] = ()
+    position_keys: tuple[str, ...] = ()
+
+    def __init__(
+        self, network: nn.Module, encoder: nn.Module, feature_maps: Sequence[FeatureMap], input_channels: int
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.encoder = encoder
+        self.feature_maps = tuple(feature_maps)
+        self.input_channels = input_channels
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """(B, C, D, H, W) -> feature maps, fine to coarse."""
+        return cast("list[Tensor]", self.encoder(x))
+
+    def decode(self, maps: list[Tensor]) -> Tensor:
+        """Feature maps, fine to coarse -> what the network's own decoder makes of them.
+
+        Raises:
+            TypeError: the network has no decoder of its own.
+        """
+        decoder = getattr(self.network, "decode", None) or getattr(self.network, "decoder", None)
+        if not callable(decoder):
+            raise TypeError(f"{type(self.network).__name__} has no decoder to train.")
+        return cast("Tensor", decoder(maps))
+
+    @property
+    def encoder_keys(self) -> tuple[str, ...]:
+        """Names in ``network.state_dict()`` of all tensors of the encoder, every alias included."""
+        ids = {id(t) for t in (*self.encoder.parameters(), *self.encoder.buffers())}
+        named = (
+            *self.network.named_parameters(remove_duplicate=False),
+            *self.network.named_buffers(remove_duplicate=False),
+        )
+        return tuple(name for name, tensor in named if id(tensor) in ids)
+
+    def truncated(self, stages: int | None) -> tuple[nn.Module, tuple[FeatureMap, ...]]:
+        """The encoder and its maps up to a number of stages.
+
+        Args:
+            stages: how many stages to keep, from the finest; None for all.
+
+        Raises:
+            ValueError: more stages than there are, fewer than two, or an encoder that cannot be cut.
+        """
+        total = len(self.feature_maps)
+        if stages is None or stages == total:
+            return self.encoder, self.feature_maps
+        if not isinstance(self.encoder, StagedEncoder) or not 2 <= stages < total:
+            raise ValueError(
+                f"stages={stages} is not possible with this network of {total} feature maps. Use 2 to {total}, or leave "
+                "it out for all; an encoder of your own can only be used whole."
+            )
+        return self.encoder.first(stages), self.feature_maps[:stages]

@@ -1,0 +1,41 @@
+"""The network that nnU-Net planned. The only network module that imports nnU-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ssl_pretrain.networks.base import Backbone
+from ssl_pretrain.networks.wrap import wrap_network
+
+
+def build_plans_backbone(architecture: Mapping[str, Any], input_channels: int, num_classes: int) -> Backbone:
+    """Build the network of a plans file as nnU-Net builds it, initialisation included.
+
+    Args:
+        architecture: the configuration's ``architecture`` entry: ``network_class_name``, ``arch_kwargs``,
+            ``_kw_requires_import``.
+        input_channels: channels of the image.
+        num_classes: segmentation heads.
+
+    Raises:
+        ValueError: the network has no encoder of stages that could be pretrained, or is not 3-D.
+    """
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    network: nn.Module = get_network_from_plans(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        input_channels,
+        num_classes,
+        allow_init=True,
+        deep_supervision=True,
+    )
+    backbone = wrap_network(network, input_channels)
+    backbone.architecture = architecture["network_class_name"]
+    backbone.architecture_kwargs = dict(architecture["arch_kwargs"])
+    backbone.architecture_imports = tuple(architecture["_kw_requires_import"])
+    return backbone

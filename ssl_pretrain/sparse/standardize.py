@@ -1,0 +1,54 @@
+"""Standardisation over visible voxels, the core of every masked normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Standardize(torch.autograd.Function):
+    """``(x − mean) / sqrt(var + eps)`` over the visible elements of a reduction; 0 where masked.
+
+    Written by hand because autograd would keep four maps of the input's size where this keeps one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, visible: Tensor, count: Tensor, dims: list[int], eps: float) -> Any:
+        seen = x * visible
+        mean = seen.sum(dims, keepdim=True, dtype=torch.float32) / count
+        centred = seen.sub_(mean.to(x.dtype)).mul_(visible)
+        var = torch.linalg.vector_norm(centred, dim=dims, keepdim=True, dtype=torch.float32).square_() / count
+        rstd = (var + eps).rsqrt()
+        standard = centred.mul_(rstd.to(x.dtype))
+        ctx.save_for_backward(standard, visible, rstd, count)
+        ctx.dims = dims
+        ctx.mark_non_differentiable(mean, var)
+        return standard, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        standard, visible, rstd, count = ctx.saved_tensors
+        gradient = gradients[0] * visible
+        mean = gradient.sum(ctx.dims, keepdim=True, dtype=torch.float32) / count
+        projection = (gradient * standard).sum(ctx.dims, keepdim=True, dtype=torch.float32) / count
+        gradient.sub_(mean.to(gradient.dtype)).addcmul_(standard, projection.to(gradient.dtype), value=-1.0)
+        return gradient.mul_(rstd.to(gradient.dtype)).mul_(visible), None, None, None, None
+
+
+def standardize(x: Tensor, visible: Tensor, count: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardise ``x`` with the mean and biased variance of its visible elements.
+
+    Args:
+        x: any shape.
+        visible: 1 where visible, 0 where masked; broadcasts to ``x``, same dtype.
+        count: visible elements of each reduction, float32, of the shape that ``x.sum(dims, keepdim=True)`` has.
+        dims: axes that are reduced.
+        eps: added to the variance.
+
+    Returns:
+        The standardised ``x`` (0 where masked), and mean and variance (float32, without gradient).
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _Standardize.apply(x, visible, count, dims, eps)  # type: ignore[no-untyped-call]
+    return result

@@ -1,0 +1,137 @@
+"""Plans files that name STU-Net as the network, so that stock nnU-Net trains it with ``-p``."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ssl_pretrain.networks.stunet import STUNet, stunet_kwargs
+
+STUNET_PATH = f"{STUNet.__module__}.{STUNet.__qualname__}"
+"""What a plans file calls the network; nnU-Net imports it by this name."""
+
+PREPROCESSING = ("data_identifier", "spacing", "preprocessor_name", "normalization_schemes", "use_mask_for_norm")
+"""Entries of a configuration that say which preprocessed files it reads and how they were made."""
+
+
+def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
+    """Write ``<PLANS>_STUNet_<size>.json`` beside a plans file: the same plans with STU-Net as the network.
+
+    Preprocessed data are shared with the original plans. A file that is there already gets this configuration added; a
+    configuration that it already describes with this network stays as it is, edits included.
+
+    Args:
+        plans_file: a plans file of nnU-Net, in the folder of the preprocessed dataset.
+        configuration: a 3-D configuration of these plans, such as ``3d_fullres``; only its own entry is changed.
+        size: ``small``, ``base``, ``large`` or ``huge``.
+
+    Returns:
+        The file; its stem is what ``-p`` of nnU-Net's commands takes.
+
+    Raises:
+        FileNotFoundError: no such plans file.
+        ValueError: unknown size or configuration, not 3-D, not JSON, or an existing file that contradicts.
+    """
+    plans_file = Path(plans_file)
+    plans = _read(plans_file)
+    resolved = _resolve(plans, configuration, plans_file)
+    architecture = {
+        "network_class_name": STUNET_PATH,
+        "arch_kwargs": stunet_kwargs(size, _strides(resolved, configuration, plans_file)),
+        "_kw_requires_import": [],
+    }
+    target = plans_file.with_name(f"{plans_file.stem}_STUNet_{size}{plans_file.suffix}")
+    written = _read(target) if target.exists() else copy.deepcopy(plans)
+    if target.exists():
+        if configuration not in written["configurations"]:
+            written["configurations"][configuration] = copy.deepcopy(plans["configurations"][configuration])
+        present = _resolve(written, configuration, target)
+        _check_agreement(target, plans_file, configuration, present, resolved)
+        if present.get("architecture") == architecture:
+            return target
+        if present.get("architecture") != resolved.get("architecture"):
+            raise ValueError(
+                f"{target} already describes another network for {configuration}: {present.get('architecture')}. "
+                f"STU-Net {size} of these plans would be {architecture}. Rename or delete that file to have it made anew."
+            )
+    written["plans_name"] = target.stem
+    written["configurations"][configuration]["architecture"] = architecture
+    _write_json(target, written)
+    return target
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"There is no plans file {file}. nnUNetv2_plan_and_preprocess makes it; -p chooses among several."
+        )
+    try:
+        plans = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not a plans file: it is not valid JSON ({error}). Make it anew.") from error
+    if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict):
+        raise ValueError(f"{file} is not a plans file of nnU-Net: it has no 'configurations'.")
+    return plans
+
+
+def _resolve(plans: dict[str, Any], configuration: str, file: Path) -> dict[str, Any]:
+    """Return a configuration with everything it inherits."""
+    chain: list[str] = []
+    name: str | None = configuration
+    while name is not None:
+        if name not in plans["configurations"]:
+            known = ", ".join(plans["configurations"])
+            raise ValueError(f"{file} has no configuration {name!r}. It has {known}.")
+        if name in chain:
+            raise ValueError(f"{file}: configuration {configuration!r} inherits from itself ({' → '.join(chain)}).")
+        chain.append(name)
+        name = plans["configurations"][name].get("inherits_from")
+    resolved: dict[str, Any] = {}
+    for name in reversed(chain):
+        resolved.update(plans["configurations"][name])
+    return resolved
+
+
+def _strides(resolved: dict[str, Any], configuration: str, file: Path) -> list[list[int]]:
+    arch_kwargs = resolved.get("architecture", {}).get("arch_kwargs", {})
+    # Plans older than nnU-Net 2.5 describe the U-Net by entries of the configuration itself.
+    strides = arch_kwargs.get("strides", resolved.get("pool_op_kernel_sizes"))
+    if not strides:
+        raise ValueError(
+            f"Configuration {configuration!r} of {file} names no strides, so no STU-Net can be planned from it. "
+            "Use plans of a U-Net (nnUNetPlans, nnUNetResEncUNetMPlans, …)."
+        )
+    if len(resolved.get("patch_size", [])) != 3:
+        raise ValueError(
+            f"Configuration {configuration!r} of {file} is not 3-D (patch size {resolved.get('patch_size')}); "
+            "STU-Net is. Choose a 3-D configuration such as 3d_fullres."
+        )
+    return [list(stride) for stride in strides]
+
+
+def _check_agreement(
+    target: Path, plans_file: Path, configuration: str, present: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    for key in PREPROCESSING:
+        if present.get(key) != wanted.get(key):
+            raise ValueError(
+                f"{target} disagrees with {plans_file} about {key} of {configuration}: {present.get(key)} and "
+                f"{wanted.get(key)}. The dataset was planned again since; rename or delete {target.name}."
+            )
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    handle, name = tempfile.mkstemp(prefix=f".{file.stem}.", suffix=".tmp", dir=file.parent)
+    beside = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(content, stream, indent=4)
+        beside.replace(file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
