@@ -1,0 +1,1 @@
+"""Console commands: flags -> configuration -> call. The only place that prints."""

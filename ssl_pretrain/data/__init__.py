@@ -1,0 +1,1 @@
+"""Cases on disk -> crops -> batches."""

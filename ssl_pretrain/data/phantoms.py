@@ -108,7 +108,7 @@ def write_phantom_dataset(
 
 
 def _write_volume(volume: npt.NDArray[np.generic], path: Path) -> None:
-    import SimpleITK as sitk  # noqa: N813 - not needed by who only wants the arrays
+    import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(volume)
     image.SetSpacing((_SPACING_MM,) * 3)

@@ -1,0 +1,1 @@
+"""Pure functions: masks, patches, losses, geometry, schedules."""

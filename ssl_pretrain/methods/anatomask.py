@@ -55,7 +55,7 @@ class AnatoMask(SparK):
 
     Config: ClassVar[type[AnatoMaskConfig]] = AnatoMaskConfig
     config: AnatoMaskConfig
-    citations = (
+    citations: ClassVar[tuple[str, ...]] = (
         "Li, Y. et al. AnatoMask: Enhancing Medical Image Segmentation with Reconstruction-guided Self-masking. "
         "ECCV 2024, arXiv:2407.06468.",
         *SparK.citations,
@@ -132,4 +132,3 @@ def _lerp(averaged: list[Tensor], current: list[Tensor], weight: float) -> None:
         torch._foreach_lerp_(averaged, current, weight)
     else:
         torch._foreach_copy_(averaged, current)
-

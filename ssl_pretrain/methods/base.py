@@ -148,7 +148,7 @@ class Method(LightningModule, ABC):
         generator.manual_seed(derive_seed(self.seed, *path))
         return generator
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002 (Lightning's signature)
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step: the loss, and what to show of it, for Lightning."""
         output = self(batch, self.generator_for(TRAIN_STREAM, self.global_step, self.global_rank))
         return {"loss": output.loss, "log": output.log}
@@ -158,7 +158,7 @@ class Method(LightningModule, ABC):
         output: Output = self(batch, self.generator_for(VALIDATION_STREAM, batch_idx, self.global_rank))
         return output.loss
 
-    def update_teacher(self) -> None:  # noqa: B027 (most methods have no teacher)
+    def update_teacher(self) -> None:
         """Called after every optimiser step."""
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -180,4 +180,3 @@ class Method(LightningModule, ABC):
         start = min(config.warmup_start_lr / config.lr, 1.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps, start))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,9 +80,7 @@ class LightDecoder(nn.Module):
     def __init__(self, width: int, strides: Sequence[Triple], out_channels: int, norm: Norm) -> None:
         super().__init__()
         self.widths = decoder_widths(width, strides)
-        blocks = [
-            DecoderBlock(self.widths[i], self.widths[i + 1], stride, norm) for i, stride in enumerate(strides)
-        ]
+        blocks = [DecoderBlock(self.widths[i], self.widths[i + 1], stride, norm) for i, stride in enumerate(strides)]
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Conv3d(self.widths[-1], out_channels, 1)
         self.apply(_initialize)
@@ -123,8 +121,8 @@ def _up_sample(width: int, stride: Triple) -> nn.Module:
     """Transposed convolution; along an axis that does not grow it has no extent (published: kernel 4, stride 2)."""
     if max(stride) == 1:
         return nn.Identity()
-    kernel = tuple(1 if s == 1 else s + 2 * ((s + 1) // 2) for s in stride)
-    padding = tuple(0 if s == 1 else (s + 1) // 2 for s in stride)
+    kernel: Any = tuple(1 if s == 1 else s + 2 * ((s + 1) // 2) for s in stride)
+    padding: Any = tuple(0 if s == 1 else (s + 1) // 2 for s in stride)
     return nn.ConvTranspose3d(width, width, kernel, stride, padding)
 
 

@@ -122,7 +122,7 @@ class SparK(Method):
 
     Config: ClassVar[type[SparKConfig]] = SparKConfig
     config: SparKConfig
-    citations = (
+    citations: ClassVar[tuple[str, ...]] = (
         "Tian, K. et al. Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling. "
         "ICLR 2023, arXiv:2301.03580.",
     )
@@ -214,4 +214,3 @@ def _freeze_unused(network: nn.Module, student: nn.Module) -> None:
 
 def _unrated_to_nan(difficulty: Tensor) -> Tensor:
     return difficulty.masked_fill(difficulty.isinf(), float("nan"))
-

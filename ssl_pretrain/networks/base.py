@@ -119,7 +119,7 @@ class Backbone(nn.Module):
             return self.encoder, self.feature_maps
         if not isinstance(self.encoder, StagedEncoder) or not 2 <= stages < total:
             raise ValueError(
-                f"stages={stages} is not possible with this network of {total} feature maps. Use 2 to {total}, or leave "
-                "it out for all; an encoder of your own can only be used whole."
+                f"stages={stages} is not possible with this network of {total} feature maps. Use 2 to {total}, or "
+                "leave it out for all; an encoder of your own can only be used whole."
             )
         return self.encoder.first(stages), self.feature_maps[:stages]

@@ -36,7 +36,7 @@ def import_class(path: str) -> type[nn.Module]:
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         names = [n for n, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)]
         raise ValueError(
-            f"-network {path}: {module_name} has no nn.Module named {class_name!r}. It has: {', '.join(names) or 'none'}."
+            f"-network {path}: {module_name} has no nn.Module {class_name!r}. It has: {', '.join(names) or 'none'}."
         )
     return found
 
@@ -70,7 +70,7 @@ def build_custom_backbone(path: str, input_channels: int, num_classes: int, patc
     missing = [name for name in SPARK_METHODS if not callable(getattr(network, name, None))]
     if missing or "hierarchical" not in inspect.signature(network.forward).parameters:
         raise ValueError(
-            f"-network {path}: {cls.__name__} is neither a ssl_pretrain.networks.Backbone nor has SparK's three methods: "
+            f"-network {path}: {cls.__name__} is neither a ssl_pretrain.networks.Backbone nor has SparK's methods: "
             "get_downsample_ratio() -> int or (D, H, W), get_feature_map_channels() -> list of int, "
             f"forward(x, hierarchical=True) -> list of maps, fine to coarse. Missing: "
             f"{', '.join(missing) or 'the `hierarchical` argument of forward'}."
@@ -92,8 +92,8 @@ def _construct(cls: type[nn.Module], path: str, offered: dict[str, Any]) -> nn.M
     ]
     if required:
         raise ValueError(
-            f"-network {path}: {cls.__name__} needs arguments nobody can give: {', '.join(required)}. It is called with "
-            f"those of {', '.join(offered)} that its constructor takes; give the others a default."
+            f"-network {path}: {cls.__name__} needs arguments nobody can give: {', '.join(required)}. It is called "
+            f"with those of {', '.join(offered)} that its constructor takes; give the others a default."
         )
     return cls(**known)
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Triple = tuple[int, int, int]
+from ssl_pretrain.functional.geometry import Triple, as_triple
+
 PerAxis = int | Sequence[int]
 
 WIDTH_FACTORS = (1, 2, 4, 8, 16, 16)
@@ -142,8 +143,9 @@ class STUNet(nn.Module):
             kernel_sizes=kernel_sizes,
         )
         widths, blocks = list(features_per_stage), list(n_blocks_per_stage)
-        steps = [_triple(stride) for stride in strides]
-        kernels = [_odd(_triple(kernel)) for kernel in kernel_sizes]
+        steps = [as_triple(stride, "strides") for stride in strides]
+        kernels = [_odd(as_triple(kernel, "kernel_sizes")) for kernel in kernel_sizes]
+        self.features_per_stage, self.strides = widths, steps
         coarse_to_fine = range(n_stages - 1, 0, -1)
 
         self.conv_blocks_context = nn.ModuleList(
@@ -209,7 +211,7 @@ def stunet_kwargs(size: str, strides: Sequence[PerAxis]) -> dict[str, Any]:
     """
     if size not in STUNET_SIZES:
         raise ValueError(f"Unknown size of STU-Net: {size!r}. Choose one of {', '.join(STUNET_SIZES)}.")
-    steps = [list(_triple(stride)) for stride in strides]
+    steps = [list(as_triple(stride, "STU-Net is 3-D: each of its strides")) for stride in strides]
     if not steps or steps[0] != [1, 1, 1]:
         raise ValueError(
             f"STU-Net needs the strides of a plan, beginning with [1, 1, 1] for full resolution, but got {steps}."
@@ -229,13 +231,6 @@ def _stage(c_in: int, c_out: int, kernel: Triple, stride: Triple, depth: int) ->
     first = ResidualBlock(c_in, c_out, kernel, stride, project_skip=True)
     rest = (ResidualBlock(c_out, c_out, kernel, (1, 1, 1), project_skip=False) for _ in range(depth - 1))
     return nn.Sequential(first, *rest)
-
-
-def _triple(value: PerAxis) -> Triple:
-    axes = [value] * 3 if isinstance(value, int) else list(value)
-    if len(axes) != 3 or any(size < 1 for size in axes):
-        raise ValueError(f"Expected three positive numbers, one for each of (D, H, W), but got {axes}: is this 3-D?")
-    return (int(axes[0]), int(axes[1]), int(axes[2]))
 
 
 def _odd(kernel: Triple) -> Triple:

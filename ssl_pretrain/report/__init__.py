@@ -1,0 +1,1 @@
+"""Curves, pictures and tables of a run."""

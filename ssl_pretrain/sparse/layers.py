@@ -29,7 +29,7 @@ class MaskedLayer(nn.Module):
         """The mask for a map (B, D, H, W, C), shaped to broadcast over it, or None where it is all visible."""
         b, d, h, w, _ = feature_map.shape
         level = self.sparse_mask.level(b, (d, h, w), feature_map.dtype)
-        return None if level is None else Level(level.visible.movedim(1, -1), level.count)
+        return None if level is None else Level(level.visible.movedim(1, -1), level.voxels)
 
 
 class MaskedConv3d(MaskedLayer, nn.Conv3d):
@@ -99,7 +99,7 @@ class MaskedGlobalAvgPool3d(MaskedLayer, nn.AdaptiveAvgPool3d):
             pooled: Tensor = super().forward(x)
             return pooled
         total = (x * level.visible).sum((2, 3, 4), keepdim=True, dtype=torch.float32)
-        return (total / level.count.view(-1, 1, 1, 1, 1)).to(x.dtype)
+        return (total / level.voxels.view(-1, 1, 1, 1, 1)).to(x.dtype)
 
 
 class MaskedInstanceNorm3d(MaskedLayer, nn.InstanceNorm3d):
@@ -110,7 +110,7 @@ class MaskedInstanceNorm3d(MaskedLayer, nn.InstanceNorm3d):
         level = self.level_of(x)
         if level is None:
             return _dense_instance_norm(self, x)
-        count = level.count.view(-1, 1, 1, 1, 1)
+        count = level.voxels.view(-1, 1, 1, 1, 1)
         standard, _, _ = standardize(x, level.visible, count, [2, 3, 4], self.eps)
         return _affine(standard, level.visible, self.weight, self.bias)
 
@@ -125,7 +125,7 @@ class MaskedGroupNorm(MaskedLayer, nn.GroupNorm):
             return super().forward(x)
         members = self.num_channels // self.num_groups
         grouped = x.view(x.shape[0], self.num_groups, members, *x.shape[2:])
-        count = level.count.view(-1, 1, 1, 1, 1, 1) * members
+        count = level.voxels.view(-1, 1, 1, 1, 1, 1) * members
         standard, _, _ = standardize(grouped, level.visible.unsqueeze(1), count, [2, 3, 4, 5], self.eps)
         return _affine(standard.view_as(x), level.visible, self.weight, self.bias)
 
@@ -140,7 +140,7 @@ class MaskedBatchNorm3d(MaskedLayer, nn.BatchNorm3d):
             return super().forward(x)
         if not self.training and self.running_mean is not None:
             return super().forward(x) * level.visible
-        count = level.count.sum().view(1, 1, 1, 1, 1)
+        count = level.voxels.sum().view(1, 1, 1, 1, 1)
         standard, mean, var = standardize(x, level.visible, count, [0, 2, 3, 4], self.eps)
         if self.training and self.track_running_stats:
             self._update_running(mean.flatten(), var.flatten() * count.flatten() / (count.flatten() - 1).clamp_min(1))

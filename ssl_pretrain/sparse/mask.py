@@ -18,11 +18,11 @@ class Level(NamedTuple):
 
     Attributes:
         visible: (B, 1, D, H, W) of the layer's dtype, 1 where visible and 0 where masked.
-        count: (B,) visible voxels of each sample, float32.
+        voxels: (B,) visible voxels of each sample, float32.
     """
 
     visible: Tensor
-    count: Tensor
+    voxels: Tensor
 
 
 class SparseMask:

@@ -37,7 +37,9 @@ class _Standardize(torch.autograd.Function):
         return gradient.mul_(rstd.to(gradient.dtype)).mul_(visible), None, None, None, None
 
 
-def standardize(x: Tensor, visible: Tensor, count: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def standardize(
+    x: Tensor, visible: Tensor, count: Tensor, dims: list[int], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Standardise ``x`` with the mean and biased variance of its visible elements.
 
     Args:

@@ -1,0 +1,1 @@
+"""Wiring of methods and data to Lightning."""

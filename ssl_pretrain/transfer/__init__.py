@@ -1,0 +1,1 @@
+"""Checkpoints out, weights in, and the nnU-Net side of both."""

@@ -44,9 +44,7 @@ class WarmupPolyLR(LRScheduler):
         ValueError: no epochs, or a negative warm-up.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, peak: float, total: int, warmup: int = 50, exponent: float = 0.9
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, peak: float, total: int, warmup: int = 50, exponent: float = 0.9) -> None:
         if total < 1 or warmup < 0:
             raise ValueError(f"A schedule needs total >= 1 and warmup >= 0 epochs, but got {total=} and {warmup=}.")
         self.peak, self.total, self.warmup, self.exponent = peak, total, warmup, exponent

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
         if present.get("architecture") != resolved.get("architecture"):
             raise ValueError(
                 f"{target} already describes another network for {configuration}: {present.get('architecture')}. "
-                f"STU-Net {size} of these plans would be {architecture}. Rename or delete that file to have it made anew."
+                f"STU-Net {size} of these plans would be {architecture}. Rename or delete that file."
             )
     written["plans_name"] = target.stem
     written["configurations"][configuration]["architecture"] = architecture
@@ -126,11 +125,10 @@ def _check_agreement(
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     """Write beside and rename, so that a reader never sees half a file."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.stem}.", suffix=".tmp", dir=file.parent)
-    beside = Path(name)
+    # Not tempfile: its files are readable by their owner alone, and preprocessed folders are often shared.
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=4)
+        beside.write_text(json.dumps(content, indent=4), encoding="utf-8")
         beside.replace(file)
     except BaseException:
         beside.unlink(missing_ok=True)

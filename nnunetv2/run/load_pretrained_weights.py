@@ -1,0 +1,14 @@
+"""What ``nnUNetv2_train … -pretrained_weights FILE`` runs with our trainers. Edit or replace this function freely."""
+
+from pathlib import Path
+
+from torch import distributed, nn
+
+from ssl_pretrain.transfer.load import load_pretrained
+
+
+def load_pretrained_weights(network: nn.Module, fname: str | Path, verbose: bool = False) -> None:
+    """Load ``fname`` into ``network`` in place and show what was done; with ``verbose``, tensor by tensor."""
+    report = load_pretrained(network, fname)
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        print(report if verbose else report.summary)  # noqa: T201 - nnU-Net's own function prints to the console, too

@@ -1,0 +1,81 @@
+"""``--dry_run``: what a run would be, without running it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from ssl_pretrain.report.tables import format_table
+from ssl_pretrain.training.prepare import Run
+from ssl_pretrain.training.run import lightning_precision
+
+BYTES = 4
+ADAM_COPIES = 4
+"""Weight, gradient and Adam's two moments."""
+
+
+def show(run: Run) -> str:
+    """Resolved configuration, network with its feature maps, mask grid, parameter counts and estimated memory."""
+    method = run.method
+    maps = [
+        (
+            i,
+            m.channels,
+            " x ".join(map(str, m.stride)),
+            " x ".join(str(p // s) for p, s in zip(run.patch, m.stride, strict=True)),
+        )
+        for i, m in enumerate(method.backbone.feature_maps)
+    ]
+    trained = sum(p.numel() for p in method.trained.parameters() if p.requires_grad)
+    encoder = sum(p.numel() for p in method.backbone.encoder.parameters())
+    network = sum(p.numel() for p in method.backbone.network.parameters())
+    states, activations = estimate_memory(run)
+    return "\n".join(
+        [
+            json.dumps(run.config.to_dict(), indent=2),
+            "",
+            f"data: {run.files.data}",
+            f"cases: {len(run.fold.train)} to train on, {len(run.fold.validation)} to validate on ({run.fold.note})",
+            f"output: {run.folder}",
+            f"network: {method.backbone.architecture} with {run.plan.input_channels} input channels",
+            "",
+            format_table(("map", "channels", "stride", "voxels"), maps),
+            "",
+            method.describe(),
+            f"parameters: network {network:,}, of which the encoder {encoder:,}; trained now {trained:,}",
+            f"memory (estimate, {lightning_precision(run.config)}): weights, gradients and optimiser "
+            f"{states / 2**30:.2f} GiB, activations {activations / 2**30:.2f} GiB at batch {method.length.batch_size}",
+        ]
+    )
+
+
+def estimate_memory(run: Run) -> tuple[int, int]:
+    """Bytes of weights with their optimiser state, and of the activations kept for the backward pass.
+
+    The activations are counted on the ``meta`` device: what every layer without children puts out in one forward pass.
+    What the library's kernels use for themselves comes on top.
+    """
+    method = run.method
+    states = sum(p.numel() for p in method.parameters()) * BYTES
+    states += sum(p.numel() for p in method.trained.parameters() if p.requires_grad) * BYTES * (ADAM_COPIES - 1)
+    student = copy.deepcopy(method.trained).to("meta")
+    voxels = 0
+
+    def count(module: nn.Module, _: object, output: object) -> None:
+        nonlocal voxels
+        if isinstance(output, Tensor) and next(module.children(), None) is None:
+            voxels += output.numel()
+
+    for module in student.modules():
+        module.register_forward_hook(count)
+    batch = method.length.batch_size
+    grid = getattr(method, "grid", (1, 1, 1))
+    with torch.no_grad():
+        image = torch.empty(batch, run.plan.input_channels, *run.patch, device="meta")
+        student(image, torch.ones(batch, *grid, dtype=torch.bool, device="meta"))
+    half = "32" not in lightning_precision(run.config)
+    return states, voxels * (BYTES // 2 if half else BYTES) + prod(image.shape) * BYTES

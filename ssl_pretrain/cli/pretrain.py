@@ -1,0 +1,214 @@
+"""``nnUNetv2_pretrain``: flags -> configuration -> run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_pretrain.config import PretrainConfig
+
+EXPLICIT = {
+    "preprocessed_dataset_folder": "preprocessed",
+    "splits_file": "splits",
+    "dataset_json": "dataset_json",
+    "plans_file": "plans",
+}
+"""AnatoMask's explicit inputs: flag -> name in the configuration's ``files``."""
+
+EXIT_TERMINATED = 143
+
+
+def build_parser(method: str = "AnatoMask", explicit: bool = False) -> argparse.ArgumentParser:
+    """The command's arguments; what is not given is absent from the result, so that defaults live in one place.
+
+    Args:
+        method: default of ``-m``.
+        explicit: also take AnatoMask's five explicit paths, and make the positional arguments optional.
+    """
+    parser = argparse.ArgumentParser(
+        description="Pretrain a network of nnU-Net on images without labels, then fine-tune it with nnUNetv2_train.",
+        argument_default=argparse.SUPPRESS,
+    )
+    optional: dict[str, Any] = {"nargs": "?"} if explicit else {}
+    parser.add_argument("dataset", **optional, help="number or name of the dataset")
+    parser.add_argument("configuration", **optional, help="configuration of the plans, e.g. 3d_fullres")
+    parser.add_argument("fold", **optional, help="'all', or a fold of splits_final.json, e.g. 0")
+    _add_task(parser, method)
+    _add_machine(parser)
+    parser.add_argument("-config", metavar="FILE.json", help="settings from a file; flags override them")
+    parser.add_argument("--c", action="store_true", help="continue from the latest checkpoint")
+    parser.add_argument("--dry_run", action="store_true", help="show configuration, network and memory, then stop")
+    if explicit:
+        _add_explicit(parser)
+    return parser
+
+
+def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
+    parser.add_argument("-m", dest="method", default=method, help=f"AnatoMask or SparK (default: {method})")
+    parser.add_argument("-p", dest="plans", help="name of the plans (default: nnUNetPlans)")
+    parser.add_argument(
+        "-network",
+        help="plans (default), STUNet_small, STUNet_base, STUNet_large, STUNet_huge, or package.module:Class",
+    )
+    parser.add_argument("-o", dest="output_folder", metavar="FOLDER", help="default: a folder in nnUNet_results")
+    parser.add_argument("-epochs", type=int, help="default: 1000")
+    parser.add_argument("-iters", type=int, help="optimiser steps per epoch (default: 250)")
+    parser.add_argument("-val_iters", type=int, help="validation batches per epoch (default: 50)")
+    parser.add_argument("-batch_size", type=int, help="samples per step and device (default: the plans')")
+    parser.add_argument("-patch_size", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels (default: the plans')")
+    parser.add_argument("-lr", type=float, help="peak learning rate (default: the method's)")
+    parser.add_argument("-mask_ratio", type=float, help="share of the cells that is masked (default: 0.6)")
+    parser.add_argument("-mask_cell", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels (default: about 16)")
+    parser.add_argument("-seed", type=int, help="default: 0")
+    parser.add_argument("-pretrained_weights", metavar="FILE", help="weights to start from")
+    parser.add_argument(
+        "-set",
+        dest="settings",
+        nargs="+",
+        action="extend",
+        metavar="NAME=VALUE",
+        help="any setting of the method or crops",
+    )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-num_workers", type=int, help="reading processes (default: nnU-Net's, at most 8)")
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda")
+    parser.add_argument("-num_gpus", type=int, help="GPUs per node (default: 1)")
+    parser.add_argument("-num_nodes", type=int, help="nodes (default: 1)")
+    parser.add_argument("-precision", choices=("auto", "32", "bf16", "16"), help="default: auto")
+    parser.add_argument("-picture_every", type=int, help="epochs between pictures (default: 50)")
+
+
+def _add_explicit(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("explicit inputs, instead of DATASET")
+    group.add_argument("--output_folder", dest="output_folder", metavar="FOLDER")
+    group.add_argument(
+        "--preprocessed_dataset_folder", metavar="FOLDER", help="preprocessed cases, or the dataset's folder"
+    )
+    group.add_argument("--splits_file", metavar="FILE", help="splits_final.json")
+    group.add_argument("--dataset_json", metavar="FILE")
+    group.add_argument("--plans", dest="plans_file", metavar="FILE", help="the plans file")
+
+
+def config_from(given: dict[str, Any]) -> PretrainConfig:
+    """The configuration of a command line: a file, or the run that is continued, overridden by flags.
+
+    Raises:
+        ValueError, FileNotFoundError: bad values; says what is allowed.
+    """
+    from ssl_pretrain.config import PretrainConfig, read_settings
+    from ssl_pretrain.training.run import resolve_folder
+
+    flags = dict(given)
+    settings = parse_settings(flags.pop("settings", []))
+    for name in ("lr", "mask_ratio", "mask_cell"):
+        if name in flags:
+            settings[name] = flags.pop(name)
+    resume, file = flags.pop("c", False), flags.pop("config", None)
+    flags.pop("dry_run", None)
+    flags = _with_files(flags)
+    content = read_settings(Path(file)) if file else {}
+    config = PretrainConfig.from_dict({**content, **flags})
+    if resume:
+        stored = resolve_folder(config) / "config.json"
+        if stored.is_file():
+            # A continued run is what it was; only what is typed again counts as a wish.
+            content = read_settings(stored)
+            same_method = content.get("method") == config.method
+            config = PretrainConfig.from_dict({**content, **flags} if same_method else {**flags})
+    return config.with_settings(settings)
+
+
+def _with_files(flags: dict[str, Any]) -> dict[str, Any]:
+    """Gather the explicit inputs, all or none of them."""
+    explicit = {name: flags.pop(flag) for flag, name in EXPLICIT.items() if flag in flags}
+    if not explicit:
+        missing = [n for n in ("dataset", "configuration", "fold") if flags.get(n) is None]
+        if missing:
+            raise ValueError(f"Missing arguments: {', '.join(missing)}. Usage: DATASET CONFIGURATION FOLD.")
+        return flags
+    missing = [
+        f"--{'plans' if flag == 'plans_file' else flag}" for flag, name in EXPLICIT.items() if name not in explicit
+    ]
+    if "output_folder" not in flags:
+        missing.append("--output_folder")
+    if missing:
+        raise ValueError(f"Explicit inputs are given all together; missing: {', '.join(missing)}.")
+    positional = {"dataset": "explicit", "configuration": "3d_fullres", "fold": "0"}
+    return {**flags, **{n: flags.get(n) or v for n, v in positional.items()}, "files": explicit}
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` strings as a mapping.
+
+    Raises:
+        ValueError: one has no equals sign.
+    """
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise ValueError(f"-set takes NAME=VALUE, got {', '.join(map(repr, wrong))}.")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", explicit: bool = False) -> int:
+    """Run the command; returns the exit status, with errors as one line on stderr."""
+    given = vars(build_parser(method, explicit).parse_args(arguments))
+    from ssl_pretrain.cli.dry_run import show
+    from ssl_pretrain.training.guards import NonFiniteLossError, PreemptedError
+    from ssl_pretrain.training.prepare import prepare
+    from ssl_pretrain.training.run import pretrain
+
+    # After the imports: Lightning sets the levels of its loggers when it is imported.
+    set_up_console()
+    try:
+        config = config_from(given)
+        if given.get("dry_run"):
+            print(show(prepare(config)))
+            return 0
+        result = pretrain(config, resume=bool(given.get("c")))
+    except PreemptedError as stop:
+        print(stop, file=sys.stderr)
+        return EXIT_TERMINATED
+    except (ValueError, FileNotFoundError, OSError, TypeError, NonFiniteLossError) as error:
+        if os.environ.get("SSL_PRETRAIN_TRACEBACK"):
+            raise
+        print(f"\nError: {message_of(error)}", file=sys.stderr)
+        return 1
+    print(f"\nFine-tune with:\n\n    {result.finetune_command}\n")
+    return 0
+
+
+def message_of(error: Exception) -> str:
+    """An error's own words; one from a reading process comes wrapped in its traceback."""
+    text = str(error)
+    if text.startswith("Caught "):
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text
+
+
+def set_up_console() -> None:
+    """The library logs, the command shows it; Lightning's hints about things we decided on are left out."""
+    logger = logging.getLogger("ssl_pretrain")
+    if not any(
+        isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler) for h in logger.handlers
+    ):
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

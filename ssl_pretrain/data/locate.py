@@ -1,0 +1,224 @@
+"""Where nnU-Net keeps a dataset: names and numbers on the command line -> files on disk, with clear errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ssl_pretrain.functional.geometry import Triple, as_triple
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The files a run reads.
+
+    Attributes:
+        name: name of the dataset, ``DatasetXXX_Name``.
+        data: folder of preprocessed cases.
+        splits: ``splits_final.json``; need not exist yet.
+        dataset_json: labels and channels of the dataset.
+        plans: the plans file.
+    """
+
+    name: str
+    data: Path
+    splits: Path
+    dataset_json: Path
+    plans: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the plans say about one configuration.
+
+    Attributes:
+        name: ``plans_name``.
+        configuration: name of the configuration.
+        architecture: ``network_class_name``, ``arch_kwargs``, ``_kw_requires_import``.
+        patch: voxels per axis.
+        batch_size: samples.
+        input_channels: channels of the images.
+        num_classes: segmentation heads.
+        data_identifier: name of the folder of preprocessed cases.
+        plans: the whole plans file.
+        dataset: the whole ``dataset.json``.
+    """
+
+    name: str
+    configuration: str
+    architecture: dict[str, Any]
+    patch: Triple
+    batch_size: int
+    input_channels: int
+    num_classes: int
+    data_identifier: str
+    plans: dict[str, Any]
+    dataset: dict[str, Any]
+
+
+def environment_folder(variable: str) -> Path:
+    """The folder an environment variable of nnU-Net names.
+
+    Raises:
+        ValueError: the variable is not set.
+        FileNotFoundError: it names no folder.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise ValueError(
+            f"The environment variable {variable} is not set. Set it to your folder, as nnU-Net's documentation "
+            f"(setting_up_paths.md) says; for example: export {variable}=/path/to/{variable}"
+        )
+    if not Path(value).is_dir():
+        raise FileNotFoundError(f"{variable} is {value!r}, which is not a folder. Create it or correct the variable.")
+    return Path(value)
+
+
+def find_dataset(dataset: str) -> Path:
+    """A number or a name -> the dataset's folder in ``nnUNet_preprocessed``.
+
+    Raises:
+        ValueError: neither a number nor a name, or a number that two datasets have.
+        FileNotFoundError: no such dataset; lists those there are.
+    """
+    root = environment_folder("nnUNet_preprocessed")
+    known = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.startswith("Dataset"))
+    if dataset.startswith("Dataset"):
+        found = [name for name in known if name == dataset]
+    elif dataset.isdigit():
+        found = [name for name in known if name.startswith(f"Dataset{int(dataset):03d}_")]
+    else:
+        raise ValueError(
+            f"DATASET must be a number such as 4 or a name such as Dataset004_Hippocampus, got {dataset!r}."
+        )
+    if len(found) > 1:
+        raise ValueError(f"Dataset number {dataset} is ambiguous: {', '.join(found)}. Give the name.")
+    if not found:
+        number = int(dataset) if dataset.isdigit() else dataset[7:10].lstrip("0") or "ID"
+        raise FileNotFoundError(
+            f"Dataset {dataset} is not in {root}. There: {', '.join(known) or 'none'}. If it is a raw dataset, run: "
+            f"nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres"
+        )
+    return root / found[0]
+
+
+def locate(dataset: str, configuration: str, plans_name: str) -> tuple[DatasetFiles, Plan]:
+    """Find a dataset the way ``nnUNetv2_train`` does: by number or name, configuration and plans.
+
+    Raises:
+        ValueError, FileNotFoundError: something is missing or unknown; says what there is and what to do.
+    """
+    folder = find_dataset(dataset)
+    plans_file = folder / f"{plans_name}.json"
+    if not plans_file.is_file():
+        there = [p.stem for p in folder.glob("*.json") if "plans" in p.stem.lower()]
+        raise FileNotFoundError(
+            f"Plans {plans_name!r} do not exist in {folder}. There: {', '.join(sorted(there)) or 'none'} (-p)."
+        )
+    plan = read_plan(plans_file, folder / "dataset.json", configuration)
+    data = folder / plan.data_identifier
+    files = DatasetFiles(folder.name, data, folder / "splits_final.json", folder / "dataset.json", plans_file)
+    check_preprocessed(files, plan)
+    return files, plan
+
+
+def locate_explicit(
+    *, preprocessed: Path, splits: Path, dataset_json: Path, plans: Path, configuration: str
+) -> tuple[DatasetFiles, Plan]:
+    """As :func:`locate`, from five explicit paths instead of a dataset's number (AnatoMask's inputs).
+
+    Args:
+        preprocessed: the folder of cases, or the dataset's folder that holds it.
+        splits: ``splits_final.json``.
+        dataset_json: ``dataset.json``.
+        plans: the plans file.
+        configuration: name of the configuration.
+    """
+    plan = read_plan(plans, dataset_json, configuration)
+    inner = preprocessed / plan.data_identifier
+    files = DatasetFiles(
+        str(plan.plans["dataset_name"]), inner if inner.is_dir() else preprocessed, splits, dataset_json, plans
+    )
+    check_preprocessed(files, plan)
+    return files, plan
+
+
+def read_plan(plans_file: Path, dataset_json: Path, configuration: str) -> Plan:
+    """What a plans file says about a configuration.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: not JSON, unknown configuration, a 2-D one, or one stage of a cascade.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans, dataset = read_json(plans_file), read_json(dataset_json)
+    manager = PlansManager(plans)
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"Configuration {configuration!r} is not in {plans_file}. There: {_three_d(plans['configurations'])}."
+        )
+    config = manager.get_configuration(configuration)
+    if len(config.patch_size) != 3:
+        raise ValueError(
+            f"Configuration {configuration!r} is {len(config.patch_size)}-D; pretraining is for 3-D networks. Choose "
+            f"from: {_three_d(plans['configurations'])}."
+        )
+    if config.previous_stage_name is not None:
+        raise ValueError(
+            f"Configuration {configuration!r} takes the segmentation of {config.previous_stage_name!r} as input, which "
+            "unlabelled images do not have. Pretrain 3d_lowres or 3d_fullres."
+        )
+    return Plan(
+        name=manager.plans_name,
+        configuration=configuration,
+        architecture=dict(config.configuration["architecture"]),
+        patch=as_triple(list(config.patch_size), "patch_size in the plans"),
+        batch_size=int(config.batch_size),
+        input_channels=int(determine_num_input_channels(manager, config, dataset)),
+        num_classes=int(manager.get_label_manager(dataset).num_segmentation_heads),
+        data_identifier=config.data_identifier,
+        plans=plans,
+        dataset=dataset,
+    )
+
+
+def check_preprocessed(files: DatasetFiles, plan: Plan) -> None:
+    """Refuse a configuration that was planned but not preprocessed.
+
+    Raises:
+        FileNotFoundError: names the folder and the command that makes it.
+    """
+    if not files.data.is_dir() or not any(files.data.iterdir()):
+        raise FileNotFoundError(
+            f"{plan.configuration} of {files.name} is not preprocessed yet: {files.data} is missing or empty. Run: "
+            f"nnUNetv2_preprocess -d {_number(files.name)} -plans_name {plan.name} -c {plan.configuration}"
+        )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON; names the file and the place.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist.")
+    try:
+        return cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+
+
+def _number(name: str) -> str:
+    return name[7:10].lstrip("0") if name.startswith("Dataset") else name
+
+
+def _three_d(configurations: Iterable[str]) -> str:
+    return ", ".join(name for name in configurations if not name.startswith("2d")) or "none"

@@ -1,0 +1,127 @@
+"""The spatial transform of a crop: parameters first, then only the voxels they need are read and resampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, sin
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssl_pretrain.data.cases import Box
+from ssl_pretrain.functional.geometry import Triple
+
+ANISOTROPIC = 3.0
+"""nnU-Net's ANISO_THRESHOLD: beyond this ratio of the patch's axes, it rotates and scales in the plane only."""
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """How crops are drawn and augmented. Defaults: the published AnatoMask; no intensity is changed.
+
+    Attributes:
+        rotation: largest angle about each axis, degrees.
+        rotation_p: probability that a crop is rotated (about all axes at once).
+        scale_min: smallest zoom factor of the field of view; below 1 enlarges the anatomy.
+        scale_max: largest zoom factor.
+        scale_p: probability that a crop is scaled.
+        mirror_p: probability of mirroring, for each axis.
+        oversample_foreground: share of the crops that are centred on a labelled voxel, where labels are there.
+    """
+
+    rotation: float = 30.0
+    rotation_p: float = 0.2
+    scale_min: float = 0.7
+    scale_max: float = 1.4
+    scale_p: float = 0.2
+    mirror_p: float = 0.5
+    oversample_foreground: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("rotation_p", "scale_p", "mirror_p", "oversample_foreground"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
+        if not 0.0 < self.scale_min <= self.scale_max:
+            raise ValueError(f"0 < scale_min <= scale_max must hold, got {self.scale_min} and {self.scale_max}.")
+        if not 0.0 <= self.rotation <= 180.0:
+            raise ValueError(f"rotation must lie between 0 and 180 degrees, got {self.rotation}.")
+
+    def without_augmentation(self) -> CropConfig:
+        """The same sampling, nothing rotated, scaled or mirrored."""
+        return CropConfig(rotation_p=0.0, scale_p=0.0, mirror_p=0.0, oversample_foreground=self.oversample_foreground)
+
+
+class Transform(NamedTuple):
+    """Parameters of one crop's transform.
+
+    Attributes:
+        matrix: voxel offsets from the crop's centre in the output -> in the volume, 3×3; None for the identity.
+        mirror: whether each axis is flipped.
+    """
+
+    matrix: Matrix | None
+    mirror: tuple[bool, bool, bool]
+
+
+def draw_transform(config: CropConfig, patch: Triple, rng: np.random.Generator) -> Transform:
+    """Draw a transform. The generator is asked for the same numbers whatever the outcome."""
+    rotate, scale, *flips = rng.random(5)
+    angles = np.deg2rad(rng.uniform(-config.rotation, config.rotation, 3))
+    factor = rng.uniform(config.scale_min, config.scale_max)
+    in_plane = max(patch) / patch[0] > ANISOTROPIC
+    matrix = np.eye(3)
+    if rotate < config.rotation_p:
+        matrix = rotation_matrix(angles * ([1, 0, 0] if in_plane else [1, 1, 1]))
+    if scale < config.scale_p:
+        matrix = matrix * np.array([1.0 if in_plane else factor, factor, factor])[:, None]
+    moved = rotate < config.rotation_p or scale < config.scale_p
+    mirror = tuple(bool(f < config.mirror_p) for f in flips)
+    return Transform(matrix if moved else None, (mirror[0], mirror[1], mirror[2]))
+
+
+def rotation_matrix(angles: npt.ArrayLike) -> Matrix:
+    """Rotation about the axes D, H, W one after the other; angles in radians."""
+    a, b, c = np.asarray(angles, dtype=np.float64)
+    about_d = np.array([[1, 0, 0], [0, cos(a), -sin(a)], [0, sin(a), cos(a)]])
+    about_h = np.array([[cos(b), 0, sin(b)], [0, 1, 0], [-sin(b), 0, cos(b)]])
+    about_w = np.array([[cos(c), -sin(c), 0], [sin(c), cos(c), 0], [0, 0, 1]])
+    product: Matrix = about_w @ about_h @ about_d
+    return product
+
+
+def box_to_read(transform: Transform, start: Triple, patch: Triple) -> Box:
+    """The voxels a crop needs: the patch itself, or the box around the transformed patch plus interpolation."""
+    stop = tuple(s + p for s, p in zip(start, patch, strict=True))
+    if transform.matrix is None:
+        return start, (stop[0], stop[1], stop[2])
+    half = (np.array(patch) - 1) / 2
+    centre = np.array(start) + half
+    reach = np.abs(transform.matrix) @ half
+    low, high = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int) + 1
+    return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
+
+
+def resample(voxels: Tensor, box: Box, transform: Transform, start: Triple, patch: Triple) -> Tensor:
+    """The crop (C, *patch) from the voxels (C, d, h, w) of the box it needed; trilinear, then mirrored."""
+    crop = voxels
+    if transform.matrix is not None:
+        grid = _sampling_grid(transform.matrix, box, start, patch)
+        crop = F.grid_sample(voxels[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=True)[0]
+    axes = [axis + 1 for axis, flip in enumerate(transform.mirror) if flip]
+    return crop.flip(axes) if axes else crop
+
+
+def _sampling_grid(matrix: Matrix, box: Box, start: Triple, patch: Triple) -> Tensor:
+    """Where each output voxel lies in the box, in grid_sample's coordinates: (*patch, 3), last axis W, H, D."""
+    offsets = [torch.arange(p, dtype=torch.float32) - (p - 1) / 2 for p in patch]
+    coordinates = torch.stack(torch.meshgrid(*offsets, indexing="ij"), dim=-1) @ torch.from_numpy(matrix.T).float()
+    size = torch.tensor([hi - lo for lo, hi in zip(*box, strict=True)], dtype=torch.float32)
+    centre = torch.tensor([s + (p - 1) / 2 - lo for s, p, lo in zip(start, patch, box[0], strict=True)])
+    in_box = (coordinates + centre) / (size - 1).clamp_min(1) * 2 - 1
+    return in_box.flip(-1)

@@ -1,0 +1,108 @@
+"""Which cases are trained on and which are validated on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+HOLD_OUT = 0.05
+SPLIT_SEED = 12345
+"""nnU-Net's own, so that a split we write is the one it would have written."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Cases of a run.
+
+    Attributes:
+        train: identifiers to pretrain on.
+        validation: identifiers to validate on.
+        note: where the split comes from, for the log.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    note: str
+
+
+def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
+    """The cases of a fold.
+
+    ``all`` takes every case but a hold-out of 5 % (at least one case). A number takes that fold of
+    ``splits_final.json``, which is made exactly as nnU-Net would make it when it is missing; a number beyond the file's folds is
+    nnU-Net's seeded 80:20 split.
+
+    Args:
+        fold: ``all`` or a number.
+        identifiers: all cases there are, sorted.
+        splits_file: ``splits_final.json``; written when missing and a fold is asked for.
+
+    Raises:
+        ValueError: not a fold, or a fold without cases.
+        FileNotFoundError: the split names cases that are not preprocessed.
+    """
+    if fold == "all":
+        return _hold_out(identifiers, "all cases")
+    if not fold.isdigit():
+        raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {fold!r}.")
+    train, validation, note = _numbered(int(fold), identifiers, splits_file)
+    missing = sorted((set(train) | set(validation)) - set(identifiers))
+    if missing:
+        raise FileNotFoundError(
+            f"{splits_file} lists {len(missing)} cases in fold {fold} that are not preprocessed, e.g. "
+            f"{', '.join(missing[:3])}. Run nnUNetv2_preprocess again, or delete {splits_file.name} for a new split."
+        )
+    if not train:
+        raise ValueError(
+            f"Fold {fold} of {splits_file} has no training case. Choose another FOLD, or correct the file."
+        )
+    if not validation:
+        return _hold_out(train, f"{note}, which has no validation case")
+    return Fold(tuple(train), tuple(validation), note)
+
+
+def _hold_out(identifiers: Sequence[str], origin: str) -> Fold:
+    """Keep 5 % aside for validation, at least one case; a single case serves both."""
+    if not identifiers:
+        raise ValueError("There is no case to pretrain on.")
+    if len(identifiers) == 1:
+        return Fold(tuple(identifiers), tuple(identifiers), f"{origin}: a single case, validated on itself")
+    count = max(1, round(HOLD_OUT * len(identifiers)))
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(identifiers))
+    held = {identifiers[i] for i in order[:count]}
+    train = tuple(i for i in identifiers if i not in held)
+    return Fold(train, tuple(sorted(held)), f"{origin}: {count} of {len(identifiers)} cases held out for validation")
+
+
+def _numbered(fold: int, identifiers: Sequence[str], splits_file: Path) -> tuple[list[str], list[str], str]:
+    splits = _read_or_make(identifiers, splits_file)
+    if fold < len(splits):
+        return list(splits[fold]["train"]), list(splits[fold]["val"]), f"fold {fold} of {splits_file}"
+    chosen = np.random.RandomState(SPLIT_SEED + fold).choice(
+        len(identifiers), int(len(identifiers) * 0.8), replace=False
+    )
+    train = [identifiers[i] for i in chosen]
+    validation = [case for case in identifiers if case not in set(train)]
+    return train, validation, f"fold {fold} is not in {splits_file}: nnU-Net's seeded 80:20 split"
+
+
+def _read_or_make(identifiers: Sequence[str], splits_file: Path) -> list[dict[str, list[str]]]:
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    if splits_file.is_file():
+        splits: list[dict[str, list[str]]] = json.loads(splits_file.read_text(encoding="utf-8"))
+        return splits
+    if len(identifiers) < 5:
+        raise ValueError(
+            f"{len(identifiers)} cases are too few for nnU-Net's 5 folds. Use FOLD all, or write {splits_file}."
+        )
+    made = generate_crossval_split(sorted(identifiers), seed=SPLIT_SEED, n_splits=5)
+    splits = [{part: [str(case) for case in cases] for part, cases in split.items()} for split in made]
+    beside = splits_file.with_name(f"{splits_file.name}.tmp")
+    beside.write_text(json.dumps(splits, indent=4), encoding="utf-8")
+    beside.replace(splits_file)
+    return splits

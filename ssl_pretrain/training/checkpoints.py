@@ -1,0 +1,135 @@
+"""Saving and continuing a run."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from ssl_pretrain.training.history import History
+from ssl_pretrain.transfer.files import save_atomic
+
+log = logging.getLogger("ssl_pretrain")
+
+LATEST, PREVIOUS = "checkpoint_latest.ckpt", "checkpoint_previous.ckpt"
+BEST, FINAL = "checkpoint_best.pth", "checkpoint_final.pth"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside and renames, and keeps the checkpoint before the latest."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Replace ``path``; what was there becomes ``checkpoint_previous.ckpt``."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f"{target.name}.new")
+        save_atomic(checkpoint, fresh)
+        if target.name == LATEST and target.exists():
+            target.replace(target.with_name(PREVIOUS))
+        fresh.replace(target)
+
+
+class Checkpoints(Checkpoint):
+    """Saves the latest state of every epoch for continuing, and the best and final weights for the world.
+
+    Args:
+        folder: where the files go.
+        history: knows the validation loss; runs before this callback.
+        export: makes the content of a ``.pth`` file.
+    """
+
+    def __init__(self, folder: Path, history: History, export: Callable[[int], dict[str, Any]]) -> None:
+        self.folder = folder
+        self.history = history
+        self.export = export
+        self.best = float("inf")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lowest validation loss so far, and the global random states."""
+        return {"best": self.best, "random": random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best loss; the random states are restored when training starts."""
+        self.best = float(state_dict["best"])
+        self._random = state_dict["random"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the random states of a continued run, after all its preparations."""
+        if (state := self.__dict__.pop("_random", None)) is not None:
+            restore_random_state(state)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save latest, and best when the validation loss fell."""
+        loss = self.history.rows[-1]["val_loss"]
+        improved = loss < self.best
+        self.best = min(self.best, loss)
+        trainer.save_checkpoint(self.folder / LATEST)
+        if improved and trainer.is_global_zero:
+            save_atomic(self.export(trainer.current_epoch + 1), self.folder / BEST)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the final weights, if the run is complete."""
+        if trainer.is_global_zero and len(self.history.rows) == trainer.max_epochs:
+            save_atomic(self.export(trainer.max_epochs), self.folder / FINAL)
+
+
+def find_resumable(folder: Path) -> Path:
+    """The checkpoint to continue from: the latest, or the one before where the latest is damaged.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are only damaged ones.
+    """
+    candidates = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).is_file()]
+    if not candidates:
+        raise FileNotFoundError(
+            f"--c: there is no {LATEST} in {folder} to continue from. Start the run without --c, or give its folder "
+            "with -o."
+        )
+    for candidate in candidates:
+        fault = fault_of(candidate)
+        if fault is None:
+            return candidate
+        log.warning("%s is damaged (%s).", candidate, fault)
+        if candidate != candidates[-1]:
+            log.warning("Falling back to the checkpoint before it: %s.", candidates[-1])
+    raise ValueError(f"--c: no checkpoint in {folder} can be read. Start again without --c in another folder (-o).")
+
+
+def fault_of(file: Path) -> str | None:
+    """Why a checkpoint cannot be read, or None."""
+    try:
+        torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return None
+
+
+def random_state() -> dict[str, Any]:
+    """States of the global generators of Python, NumPy and PyTorch, in plain containers."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """The inverse of :func:`random_state`; states of GPUs that are not there are left out."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

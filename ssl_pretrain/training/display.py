@@ -1,0 +1,72 @@
+"""What one sees of a run while it goes on: progress bar and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch.utils.data import default_collate
+
+from ssl_pretrain.methods.base import VALIDATION_STREAM, Method
+from ssl_pretrain.report.pictures import draw_reconstruction
+from ssl_pretrain.training.history import History, format_seconds
+
+PICTURE = 10**6
+"""Path element that keeps the mask of the picture apart from those of validation batches."""
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's bar with images per second and the time the whole run has left."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__(leave=False)
+        self.history = history
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What Lightning shows, without the version number, plus pace and time left."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        rate = self.train_progress_bar.format_dict.get("rate") if self._train_progress_bar is not None else None
+        if rate:
+            metrics["images/s"] = f"{rate * self.history.batch_size:.2f}"
+        if self.history.rows:
+            metrics["left"] = format_seconds(self.history.seconds_left(trainer))
+        return metrics
+
+
+class Pictures(Callback):
+    """Draws the reconstruction of one fixed validation crop under a fixed random state.
+
+    Args:
+        folder: where ``epoch_0001.png`` and so on go.
+        every: epochs between two pictures; the first and the last epoch always have one.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder = folder
+        self.every = every
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, on the first process."""
+        epoch = trainer.current_epoch + 1
+        if not trainer.is_global_zero or not (epoch == 1 or epoch % self.every == 0 or epoch == trainer.max_epochs):
+            return
+        method = cast("Method", pl_module)
+        batch = self._fixed_crop(trainer, method)
+        with torch.no_grad():
+            arrays = method.pictures(batch, method.generator_for(VALIDATION_STREAM, PICTURE))
+        self.folder.mkdir(exist_ok=True)
+        title = f"{type(method).__name__}, epoch {epoch}, {batch['case'][0]}"
+        draw_reconstruction(self.folder / f"epoch_{epoch:04d}.png", **arrays, title=title)
+
+    @staticmethod
+    def _fixed_crop(trainer: Trainer, method: Method) -> Any:
+        crops = cast("Any", trainer).datamodule.val_crops
+        batch = default_collate([crops[0]])
+        batch["image"] = batch["image"].to(method.device)
+        return batch

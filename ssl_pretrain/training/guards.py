@@ -1,0 +1,124 @@
+"""Stopping a run in good order: non-finite losses and termination signals."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ssl_pretrain.training.checkpoints import LATEST
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or Inf; the message names step, cases and the last good checkpoint."""
+
+
+class PreemptedError(RuntimeError):
+    """The process was asked to terminate; the run is saved and can be continued."""
+
+
+class FiniteLoss(Callback):
+    """Stops at a non-finite loss before anything is saved.
+
+    A step's loss is looked at one step later (and at the end of the epoch), so that the GPU is never waited for.
+
+    Args:
+        folder: where the last good checkpoint is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pending: tuple[Tensor, int, list[str]] | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look at the step before."""
+        self._check()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Remember this step's loss."""
+        self._pending = (outputs["loss"].detach(), trainer.global_step - 1, list(batch["case"]))
+        if batch_idx + 1 == trainer.num_training_batches:
+            self._check()
+
+    def check_now(self) -> None:
+        """Look at the last step at once: before something is saved."""
+        self._check()
+
+    def _check(self) -> None:
+        if self._pending is None:
+            return
+        loss, step, cases = self._pending
+        self._pending = None
+        if bool(torch.isfinite(loss)):
+            return
+        good = self.folder / LATEST
+        kept = f"The last good checkpoint is {good}" if good.exists() else "No checkpoint had been saved yet"
+        raise NonFiniteLossError(
+            f"The loss is {loss.item()} at step {step}, on cases {', '.join(cases)}. {kept}; nothing was overwritten. "
+            "Look at these cases, lower -lr, or use -precision 32, then continue with --c."
+        )
+
+
+class StopSignal(Callback):
+    """On SIGTERM: finish the step, save, stop.
+
+    Args:
+        folder: where to save.
+        finite: asked before saving, so that a broken state never becomes the latest checkpoint.
+    """
+
+    def __init__(self, folder: Path, finite: FiniteLoss) -> None:
+        self.folder = folder
+        self.finite = finite
+        self._received = False
+        self._earlier: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signal; Lightning's own handler would drop an epoch that is being validated."""
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = signal.signal(signal.SIGTERM, self._receive)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save and stop between two steps. The last step of an epoch is saved by the epoch's end instead."""
+        batch_idx = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if batch_idx < trainer.num_training_batches and self._anyone_received(trainer):
+            self.finite.check_now()
+            trainer.save_checkpoint(self.folder / LATEST)
+            self._stop(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A signal that came during validation: the epoch before is saved by now."""
+        if trainer.current_epoch and self._anyone_received(trainer):
+            self._stop(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signal back."""
+        if self._earlier is not None:
+            signal.signal(signal.SIGTERM, self._earlier)
+            self._earlier = None
+
+    def _receive(self, *_: Any) -> None:
+        self._received = True
+
+    def _anyone_received(self, trainer: Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self._received
+        return bool(trainer.strategy.reduce_boolean_decision(self._received, all=False))
+
+    def _stop(self, trainer: Trainer) -> None:
+        raise PreemptedError(
+            f"Asked to terminate: stopped after step {trainer.global_step}, saved in {self.folder / LATEST}. Continue "
+            "with --c."
+        )

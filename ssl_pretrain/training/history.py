@@ -1,0 +1,174 @@
+"""What a run did, epoch by epoch: metrics.csv, the log file, TensorBoard and progress.png."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ssl_pretrain.report.progress import draw_progress
+from ssl_pretrain.transfer.files import write_atomic
+
+log = logging.getLogger("ssl_pretrain")
+
+COLUMNS = ("epoch", "train_loss", "val_loss", "lr", "masked_fraction", "images_per_second", "epoch_seconds")
+
+
+class History(Callback):
+    """Averages losses over epochs and writes one row per epoch.
+
+    The sums are part of the run's checkpoint, so a run continued within an epoch reports what the uninterrupted one
+    would have.
+
+    Args:
+        folder: where ``metrics.csv`` and ``progress.png`` go.
+        batch_size: samples per step over all devices.
+    """
+
+    def __init__(self, folder: Path, batch_size: int) -> None:
+        self.folder = folder
+        self.batch_size = batch_size
+        self.rows: list[dict[str, float]] = []
+        self._train, self._validation = LossMean(), LossMean()
+        self._log: Mapping[str, float] = {}
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows so far and the sums of the running epoch."""
+        return {"rows": self.rows, "train": self._train.state(), "log": dict(self._log), "seconds": self._elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.rows = list(state_dict["rows"])
+        self._train = LossMean(*state_dict["train"])
+        self._log = dict(state_dict["log"])
+        self._seconds = float(state_dict["seconds"])
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Add the step's loss and show it in the progress bar."""
+        self._train.add(outputs["loss"])
+        self._log = {name: float(value) for name, value in outputs["log"].items()}
+        pl_module.log("loss", outputs["loss"].detach(), prog_bar=True, logger=True, rank_zero_only=True)
+        pl_module.log("masked", self._log.get("masked_fraction", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
+        if batch_idx + 1 == trainer.num_training_batches:
+            self._seconds, self._started = self._elapsed(), 0.0
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the mean anew."""
+        self._validation = LossMean()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Add the batch's loss."""
+        self._validation.add(cast("Tensor", outputs))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the epoch: one row."""
+        train, validation = (_over_devices(trainer, mean.value()) for mean in (self._train, self._validation))
+        seconds = max(self._seconds, 1e-9)
+        images = self._train.count * self.batch_size
+        row = {
+            "epoch": float(trainer.current_epoch),
+            "train_loss": train,
+            "val_loss": validation,
+            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "images_per_second": images / seconds,
+            "epoch_seconds": seconds,
+            **self._log,
+        }
+        self.rows.append(row)
+        self._train, self._seconds = LossMean(), 0.0
+        if trainer.is_global_zero:
+            self._report(trainer, row)
+
+    def _elapsed(self) -> float:
+        return self._seconds + (time.perf_counter() - self._started if self._started else 0.0)
+
+    def _report(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        self.write_csv()
+        draw_progress(self.folder / "metrics.csv", self.folder / "progress.png")
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=trainer.global_step)
+        log.info(
+            "epoch %d of %d: train loss %.5f, validation loss %.5f, lr %.3g, %.2f images/s, %.1f s, %s left",
+            int(row["epoch"]) + 1,
+            trainer.max_epochs or 0,
+            row["train_loss"],
+            row["val_loss"],
+            row["lr"],
+            row["images_per_second"],
+            row["epoch_seconds"],
+            format_seconds(self.seconds_left(trainer)),
+        )
+
+    def seconds_left(self, trainer: Trainer) -> float:
+        """Time the remaining epochs will take at the pace so far; 0 before the first epoch is over."""
+        if not self.rows:
+            return 0.0
+        mean = sum(r["epoch_seconds"] for r in self.rows) / len(self.rows)
+        return mean * ((trainer.max_epochs or 0) - len(self.rows))
+
+    def write_csv(self) -> None:
+        """All rows, written beside and renamed."""
+        extra = [name for row in self.rows[-1:] for name in row if name not in COLUMNS]
+        text = StringIO()
+        writer = csv.DictWriter(text, [*COLUMNS, *extra], restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "epoch": int(row["epoch"])} for row in self.rows)
+        write_atomic(self.folder / "metrics.csv", "w", lambda handle: handle.write(text.getvalue()))
+
+
+class LossMean:
+    """Running mean of a loss that stays on its device until it is asked for."""
+
+    def __init__(self, total: float = 0.0, count: int = 0) -> None:
+        self.total: Tensor | float = total
+        self.count = count
+
+    def add(self, loss: Tensor) -> None:
+        """Add one step's loss."""
+        # float32 sums of thousands of steps drift; MPS has no float64.
+        precise = loss.detach() if loss.device.type == "mps" else loss.detach().double()
+        self.total = self.total + precise
+        self.count += 1
+
+    def value(self) -> float:
+        """The mean; NaN before the first step."""
+        return float(self.total) / self.count if self.count else float("nan")
+
+    def state(self) -> tuple[float, int]:
+        """Arguments that make an equal one."""
+        return float(self.total), self.count
+
+
+def format_seconds(seconds: float) -> str:
+    """``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _over_devices(trainer: Trainer, value: float) -> float:
+    if trainer.world_size == 1:
+        return value
+    reduced = trainer.strategy.reduce(torch.tensor(value, device=trainer.strategy.root_device), reduce_op="mean")
+    return float(cast("Tensor", reduced))

@@ -1,0 +1,154 @@
+"""From a configuration to everything a run needs, with every check that can be made before the first step."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_pretrain.config import PretrainConfig
+from ssl_pretrain.data.cases import Cases
+from ssl_pretrain.data.locate import DatasetFiles, Plan, environment_folder, locate, locate_explicit
+from ssl_pretrain.data.module import CropData
+from ssl_pretrain.data.splits import Fold, load_fold
+from ssl_pretrain.functional.geometry import Triple, check_patch
+from ssl_pretrain.methods import Method, MethodSetup, RunLength, build_method
+from ssl_pretrain.networks import build_backbone
+from ssl_pretrain.transfer.load import load_pretrained
+
+MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start.
+
+    Attributes:
+        config: with batch size, patch size and workers filled in.
+        files: what is read.
+        plan: what the plans say.
+        fold: cases to train and validate on.
+        method: the LightningModule.
+        data: the LightningDataModule.
+        folder: where results go.
+    """
+
+    config: PretrainConfig
+    files: DatasetFiles
+    plan: Plan
+    fold: Fold
+    method: Method
+    data: CropData
+    folder: Path
+
+    @property
+    def patch(self) -> Triple:
+        """Voxels per axis."""
+        return self.method.patch
+
+
+def prepare(config: PretrainConfig) -> Run:
+    """Find the data, build network and method, check that everything fits.
+
+    Nothing is written but ``splits_final.json`` where nnU-Net would write it too. The global random state is seeded.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input; the message names the value, the rule and the remedy.
+    """
+    check_device(config)
+    files, plan = find(config)
+    patch = config.patch_size or plan.patch
+    config = replace(
+        config,
+        patch_size=patch,
+        batch_size=config.batch_size or plan.batch_size,
+        num_workers=default_workers() if config.num_workers is None else config.num_workers,
+    )
+    cases = Cases(files.data, plan.input_channels)
+    fold = load_fold(config.fold, cases.identifiers, files.splits)
+    for identifier in {*fold.train, *fold.validation}:
+        cases.shape(identifier)
+    return Run(
+        config, files, plan, fold, _method(config, plan), _data(config, cases, fold), output_folder(config, files, plan)
+    )
+
+
+def find(config: PretrainConfig) -> tuple[DatasetFiles, Plan]:
+    """The files of the dataset and what its plans say."""
+    if config.files is None:
+        return locate(config.dataset, config.configuration, config.plans)
+    paths = {name: Path(value) for name, value in config.files.items()}
+    return locate_explicit(**paths, configuration=config.configuration)
+
+
+def output_folder(config: PretrainConfig, files: DatasetFiles, plan: Plan) -> Path:
+    """Where results go: ``-o``, or nnU-Net's place for the dataset.
+
+    Raises:
+        ValueError: neither ``-o`` nor ``nnUNet_results`` is given.
+    """
+    if config.output_folder is not None:
+        return Path(config.output_folder)
+    # A colon is not allowed in file names on Windows.
+    network = config.network.replace(":", ".")
+    name = f"{config.method}__{network}__{plan.name}__{plan.configuration}"
+    return environment_folder("nnUNet_results") / files.name / name / f"fold_{config.fold}"
+
+
+def check_device(config: PretrainConfig) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: names what is there instead.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        other = "mps or cpu" if torch.backends.mps.is_available() else "cpu"
+        raise ValueError(f"-device cuda: PyTorch {torch.__version__} finds no CUDA device here. Use -device {other}.")
+    if config.device == "cuda" and config.num_gpus > torch.cuda.device_count():
+        raise ValueError(f"-num_gpus {config.num_gpus}: there are {torch.cuda.device_count()} on this machine.")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("-device mps: this machine has no Metal device. Use -device cpu.")
+    if config.device != "cuda" and config.num_gpus * config.num_nodes > 1:
+        raise ValueError(f"-num_gpus and -num_nodes need -device cuda, got {config.device}.")
+
+
+def default_workers() -> int:
+    """As many reading processes as nnU-Net would use (``nnUNet_n_proc_DA``), at most 8."""
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+    return int(min(get_allowed_n_proc_DA(), MOST_WORKERS, os.cpu_count() or 1))
+
+
+def _method(config: PretrainConfig, plan: Plan) -> Method:
+    torch.manual_seed(config.seed)
+    patch = config.patch_size or plan.patch
+    backbone = build_backbone(
+        config.network,
+        architecture=plan.architecture,
+        input_channels=plan.input_channels,
+        num_classes=plan.num_classes,
+        patch=patch,
+    )
+    check_patch(patch, backbone.feature_maps[-1].stride)
+    if config.pretrained_weights is not None:
+        load_pretrained(backbone.network, config.pretrained_weights)
+    length = RunLength(config.epochs, config.iters, config.batch_size or plan.batch_size)
+    setup = MethodSetup(backbone=backbone, patch=patch, length=length, seed=config.seed)
+    return build_method(config.method, config.task, setup)
+
+
+def _data(config: PretrainConfig, cases: Cases, fold: Fold) -> CropData:
+    settings: dict[str, Any] = {"seed": config.seed, "iterations": config.iters, "val_iterations": config.val_iters}
+    assert config.patch_size and config.batch_size and config.num_workers is not None
+    return CropData(
+        cases,
+        fold,
+        config.patch_size,
+        config.crops,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        **settings,
+    )

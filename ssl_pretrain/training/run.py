@@ -1,0 +1,246 @@
+"""A pretraining run: Lightning's Trainer, our callbacks, the files in the output folder."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from ssl_pretrain.config import PretrainConfig
+from ssl_pretrain.training.checkpoints import (
+    BEST,
+    FINAL,
+    LATEST,
+    PREVIOUS,
+    AtomicCheckpointIO,
+    Checkpoints,
+    find_resumable,
+)
+from ssl_pretrain.training.display import Bar, Pictures
+from ssl_pretrain.training.guards import FiniteLoss, StopSignal
+from ssl_pretrain.training.history import History
+from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
+from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
+from ssl_pretrain.transfer.files import write_json
+from ssl_pretrain.transfer.plans import write_stunet_plans
+
+log = logging.getLogger("ssl_pretrain")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind.
+
+    Attributes:
+        folder: the output folder.
+        checkpoint: ``checkpoint_final.pth``.
+        metrics: one row per epoch: losses, learning rate, pace.
+        finetune_command: the command that fine-tunes with the result.
+    """
+
+    folder: Path
+    checkpoint: Path
+    metrics: list[dict[str, float]]
+    finetune_command: str
+
+
+def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
+    """Pretrain a network and write its checkpoint.
+
+    Args:
+        config: every setting of the run.
+        resume: continue from ``checkpoint_latest.ckpt`` of the output folder.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input; nothing was written.
+        NonFiniteLossError: the loss became NaN or Inf; the last good checkpoint is intact.
+        PreemptedError: SIGTERM; the run is saved.
+        OSError: a file cannot be written; the previous checkpoint is intact.
+    """
+    checkpoint = find_resumable(resolve_folder(config)) if resume else None
+    run = prepare(config)
+    check_output(run, resume)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with _log_file(run.folder):
+        history = _fit(run, checkpoint)
+        final = run.folder / FINAL
+        plans_name = _write_plans(run)
+        command = finetune_command(run, final, plans_name)
+        log.info("Finished: %s", final)
+    return Result(run.folder, final, history.rows, command)
+
+
+def resolve_folder(config: PretrainConfig) -> Path:
+    """The output folder of a configuration, without building anything."""
+    if config.output_folder is not None:
+        return Path(config.output_folder)
+    return output_folder(config, *find(config))
+
+
+def check_output(run: Run, resume: bool) -> None:
+    """Protect what an output folder already holds.
+
+    Raises:
+        ValueError: it holds another run, or this one was to be continued with other settings.
+    """
+    stored = run.folder / "config.json"
+    holds_weights = any((run.folder / name).exists() for name in (LATEST, PREVIOUS, BEST, FINAL))
+    if not resume:
+        if holds_weights:
+            raise ValueError(
+                f"{run.folder} already holds a run. Continue it with --c, or choose another folder with -o."
+            )
+        return
+    if not stored.is_file():
+        return
+    differences = PretrainConfig.from_file(stored).differences(run.config)
+    if differences:
+        rows = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differences.items())
+        raise ValueError(
+            f"{run.folder} holds a run with other settings: {rows}. Continue with the same settings, or choose another "
+            "folder with -o."
+        )
+
+
+def _fit(run: Run, checkpoint: Path | None) -> History:
+    config = run.config
+    devices = config.num_gpus * config.num_nodes
+    history = History(run.folder, run.method.length.batch_size * devices)
+    finite = FiniteLoss(run.folder)
+    callbacks = [
+        history,
+        finite,
+        StopSignal(run.folder, finite),
+        Pictures(run.folder / "pictures", config.picture_every),
+        Bar(history),
+        Checkpoints(run.folder, history, lambda epoch: export(run, epoch)),
+    ]
+    trainer = build_trainer(config, run, callbacks)
+    if trainer.is_global_zero:
+        write_json(run.config.to_dict(), run.folder / "config.json")
+    log_start(run, checkpoint)
+    trainer.fit(run.method, datamodule=run.data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    return history
+
+
+def build_trainer(config: PretrainConfig, run: Run, callbacks: list[Any]) -> Trainer:
+    """Lightning's Trainer for a configuration."""
+    cuda = config.device == "cuda"
+    return Trainer(
+        accelerator=config.device,
+        devices=config.num_gpus if cuda else 1,
+        num_nodes=config.num_nodes,
+        strategy="ddp" if config.num_gpus * config.num_nodes > 1 else "auto",
+        precision=lightning_precision(config),  # type: ignore[arg-type]
+        max_epochs=config.epochs,
+        gradient_clip_val=config.task.clip,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(run.folder, name="tensorboard", version=""),
+        plugins=[AtomicCheckpointIO()],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        benchmark=cuda,
+        enable_model_summary=False,
+        default_root_dir=run.folder,
+        log_every_n_steps=max(1, min(50, config.iters)),
+    )
+
+
+def lightning_precision(config: PretrainConfig) -> str:
+    """``-precision`` in Lightning's words; ``auto`` is bf16 where the GPU has it, 16 on older ones, 32 elsewhere."""
+    if config.precision == "auto":
+        if config.device != "cuda":
+            return "32-true"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[config.precision]
+
+
+def export(run: Run, epoch: int) -> dict[str, Any]:
+    """The checkpoint for the world after ``epoch`` epochs."""
+    trained = run.method.trained
+    provenance = Provenance(
+        method=run.config.method,
+        network=run.config.network,
+        config=run.config.to_dict(),
+        plans=run.plan.plans,
+        configuration=run.plan.configuration,
+        patch=run.patch,
+        citations=run.method.citations,
+        epoch=epoch,
+        seed=run.config.seed,
+    )
+    return build_checkpoint(
+        run.method.backbone, {id(t) for t in (*trained.parameters(), *trained.buffers())}, provenance
+    )
+
+
+def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
+    """The command that fine-tunes with nnU-Net's own trainer, or for a user's own network what to do instead."""
+    fold = run.config.fold
+    number = run.files.name[7:10].lstrip("0") if run.files.name.startswith("Dataset") else run.files.name
+    if ":" in run.config.network:
+        return (
+            f"# {run.config.network} is a network of your own: load {checkpoint} into it with "
+            "ssl_pretrain.load_pretrained(network, file), or use a trainer of your own (how-to/fine-tune.md)."
+        )
+    plans = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
+    device = "" if run.config.device == "cuda" else f" -device {run.config.device}"
+    return f"nnUNetv2_train {number} {run.plan.configuration} {fold}{plans} -pretrained_weights {checkpoint}{device}"
+
+
+def log_start(run: Run, checkpoint: Path | None) -> None:
+    """Say what is about to happen."""
+    config = run.config
+    log.info("%s on %s, %s, %s", config.method, config.network, run.files.name, run.plan.configuration)
+    log.info(
+        "%d cases to train on, %d to validate on (%s)", len(run.fold.train), len(run.fold.validation), run.fold.note
+    )
+    log.info(
+        "patch %s, batch %d, %d workers, precision %s",
+        run.patch,
+        config.batch_size,
+        config.num_workers,
+        lightning_precision(config),
+    )
+    for line in run.method.describe().splitlines():
+        log.info("%s", line)
+    if config.task.warmup_epochs > config.epochs / 10:
+        log.info("warm-up shortened to a tenth of the run: %.3g of %d epochs", config.epochs / 10, config.epochs)
+    log.info("%s %s", "continuing from" if checkpoint else "results go to", checkpoint or run.folder)
+
+
+def _write_plans(run: Run) -> str:
+    """For an STU-Net, the plans with which stock nnU-Net builds it; returns the name of the plans to fine-tune with."""
+    if not run.config.network.startswith("STUNet_"):
+        return run.plan.name
+    size = run.config.network.removeprefix("STUNet_")
+    return write_stunet_plans(run.files.plans, run.plan.configuration, size).stem
+
+
+@contextmanager
+def _log_file(folder: Path) -> Iterator[None]:
+    """Write the library's log to ``training_log_<time>.txt`` for the duration of a run."""
+    stamp = datetime.now().astimezone().strftime("%Y_%m_%d_%H_%M_%S")
+    handler = logging.FileHandler(folder / f"training_log_{stamp}.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    previous = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    except Exception:
+        log.exception("The run stopped.", exc_info=sys.exc_info())
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+        log.setLevel(previous)
