@@ -33,8 +33,8 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
     """The cases of a fold.
 
     ``all`` takes every case but a hold-out of 5 % (at least one case). A number takes that fold of
-    ``splits_final.json``, which is made exactly as nnU-Net would make it when it is missing; a number beyond the file's folds is
-    nnU-Net's seeded 80:20 split.
+    ``splits_final.json``, which is made exactly as nnU-Net would make it when it is missing; a number beyond the file's
+    folds is nnU-Net's seeded 80:20 split.
 
     Args:
         fold: ``all`` or a number.

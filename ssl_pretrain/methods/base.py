@@ -148,7 +148,7 @@ class Method(LightningModule, ABC):
         generator.manual_seed(derive_seed(self.seed, *path))
         return generator
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
         """One step: the loss, and what to show of it, for Lightning."""
         output = self(batch, self.generator_for(TRAIN_STREAM, self.global_step, self.global_rank))
         return {"loss": output.loss, "log": output.log}

@@ -112,6 +112,10 @@ class STUNet(nn.Module):
         deep_supervision: whether ``forward`` returns every output or the finest one. Like in nnU-Net's own networks
             ``network.decoder.deep_supervision`` switches it later.
 
+    Attributes:
+        features_per_stage: channels of each map of :meth:`encode`.
+        strides: voxels per axis that each stage steps, relative to the stage before.
+
     Raises:
         ValueError: fewer than two stages, a list without one entry per stage, or an even kernel.
     """
@@ -145,6 +149,7 @@ class STUNet(nn.Module):
         widths, blocks = list(features_per_stage), list(n_blocks_per_stage)
         steps = [as_triple(stride, "strides") for stride in strides]
         kernels = [_odd(as_triple(kernel, "kernel_sizes")) for kernel in kernel_sizes]
+        self.features_per_stage, self.strides = widths, steps
         self.features_per_stage, self.strides = widths, steps
         coarse_to_fine = range(n_stages - 1, 0, -1)
 

@@ -97,7 +97,7 @@ def draw_reconstruction(
     crops = [Crop(seen[channel], shown[channel], made[channel], *grids, cell) for channel in range(drawn)]
     voxels = choose_slices(mask, cell, hard)
     planes = [Plane(axis, voxel, cell, spacing) for axis, voxel in enumerate(voxels)]
-    note = f"  (channels 0 to {drawn - 1} of {channels})" if channels > drawn else ""
+    note = f"  (first {drawn} of {channels} channels)" if channels > drawn else ""
     figure = _draw(crops, planes, title + note, rated=difficulty is not None or hard is not None)
     save_figure(figure, target, dpi=110)
 

@@ -16,10 +16,11 @@ class _Standardize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, visible: Tensor, count: Tensor, dims: list[int], eps: float) -> Any:
+        dtype = statistics_dtype(x)
         seen = x * visible
-        mean = seen.sum(dims, keepdim=True, dtype=torch.float32) / count
+        mean = seen.sum(dims, keepdim=True, dtype=dtype) / count
         centred = seen.sub_(mean.to(x.dtype)).mul_(visible)
-        var = torch.linalg.vector_norm(centred, dim=dims, keepdim=True, dtype=torch.float32).square_() / count
+        var = torch.linalg.vector_norm(centred, dim=dims, keepdim=True, dtype=dtype).square_() / count
         rstd = (var + eps).rsqrt()
         standard = centred.mul_(rstd.to(x.dtype))
         ctx.save_for_backward(standard, visible, rstd, count)
@@ -30,11 +31,17 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         standard, visible, rstd, count = ctx.saved_tensors
+        dtype = rstd.dtype
         gradient = gradients[0] * visible
-        mean = gradient.sum(ctx.dims, keepdim=True, dtype=torch.float32) / count
-        projection = (gradient * standard).sum(ctx.dims, keepdim=True, dtype=torch.float32) / count
+        mean = gradient.sum(ctx.dims, keepdim=True, dtype=dtype) / count
+        projection = (gradient * standard).sum(ctx.dims, keepdim=True, dtype=dtype) / count
         gradient.sub_(mean.to(gradient.dtype)).addcmul_(standard, projection.to(gradient.dtype), value=-1.0)
         return gradient.mul_(rstd.to(gradient.dtype)).mul_(visible), None, None, None, None
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """Statistics of half precision maps are kept in float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def standardize(
@@ -50,7 +57,7 @@ def standardize(
         eps: added to the variance.
 
     Returns:
-        The standardised ``x`` (0 where masked), and mean and variance (float32, without gradient).
+        The standardised ``x`` (0 where masked), and mean and variance (at least float32, without gradient).
     """
     result: tuple[Tensor, Tensor, Tensor] = _Standardize.apply(x, visible, count, dims, eps)  # type: ignore[no-untyped-call]
     return result

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.networks.stunet import STUNet, stunet_kwargs
+from ssl_pretrain.transfer.files import write_json
 
 STUNET_PATH = f"{STUNet.__module__}.{STUNet.__qualname__}"
 """What a plans file calls the network; nnU-Net imports it by this name."""
@@ -34,6 +34,7 @@ def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
     Raises:
         FileNotFoundError: no such plans file.
         ValueError: unknown size or configuration, not 3-D, not JSON, or an existing file that contradicts.
+        OSError: the file cannot be written; what was there is intact.
     """
     plans_file = Path(plans_file)
     plans = _read(plans_file)
@@ -59,7 +60,7 @@ def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
             )
     written["plans_name"] = target.stem
     written["configurations"][configuration]["architecture"] = architecture
-    _write_json(target, written)
+    write_json(written, target)
     return target
 
 
@@ -121,15 +122,3 @@ def _check_agreement(
                 f"{target} disagrees with {plans_file} about {key} of {configuration}: {present.get(key)} and "
                 f"{wanted.get(key)}. The dataset was planned again since; rename or delete {target.name}."
             )
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
-    # Not tempfile: its files are readable by their owner alone, and preprocessed folders are often shared.
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(json.dumps(content, indent=4), encoding="utf-8")
-        beside.replace(file)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

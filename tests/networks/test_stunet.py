@@ -100,6 +100,8 @@ def test_anisotropic_strides_and_kernels_keep_shapes():
     image = torch.randn(2, 1, 8, 16, 16)
     maps = network.encode(image)
     assert [tuple(m.shape) for m in maps] == [(2, 4, 8, 16, 16), (2, 8, 8, 8, 8), (2, 8, 4, 4, 8)]
+    assert network.features_per_stage == [m.shape[1] for m in maps]
+    assert network.strides == [(1, 1, 1), (1, 2, 2), (2, 2, 1)]
     assert network.conv_blocks_context[0][0].conv1.kernel_size == (1, 3, 3)
     assert [tuple(o.shape) for o in network(image)] == [(2, 2, 8, 16, 16), (2, 2, 8, 8, 8)]
 
