@@ -108,11 +108,11 @@ def write_phantom_dataset(
 
 
 def _write_volume(volume: npt.NDArray[np.generic], path: Path) -> None:
-    import SimpleITK as sitk
+    import SimpleITK
 
-    image = sitk.GetImageFromArray(volume)
+    image = SimpleITK.GetImageFromArray(volume)
     image.SetSpacing((_SPACING_MM,) * 3)
-    sitk.WriteImage(image, str(path))
+    SimpleITK.WriteImage(image, str(path))
 
 
 def _coordinates(shape: tuple[int, int, int]) -> FloatVolume:

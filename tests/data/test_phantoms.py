@@ -82,16 +82,16 @@ def test_nnunet_accepts_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_files_hold_the_phantoms_whatever_their_number(tmp_path: Path) -> None:
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK
 
     write_phantom_dataset(tmp_path / "Dataset991_Five", cases=5, shape=(16, 20, 24), seed=2)
     write_phantom_dataset(tmp_path / "Dataset992_Six", cases=6, shape=(16, 20, 24), seed=2)
     image, labels = make_phantom((16, 20, 24), seed=2, index=4)
     for folder in ("Dataset991_Five", "Dataset992_Six"):
-        read = sitk.ReadImage(str(tmp_path / folder / "imagesTr" / "phantom_004_0000.nii.gz"))
-        assert np.array_equal(sitk.GetArrayFromImage(read), image)
-        read = sitk.ReadImage(str(tmp_path / folder / "labelsTr" / "phantom_004.nii.gz"))
-        assert np.array_equal(sitk.GetArrayFromImage(read), labels)
+        read = SimpleITK.ReadImage(str(tmp_path / folder / "imagesTr" / "phantom_004_0000.nii.gz"))
+        assert np.array_equal(SimpleITK.GetArrayFromImage(read), image)
+        read = SimpleITK.ReadImage(str(tmp_path / folder / "labelsTr" / "phantom_004.nii.gz"))
+        assert np.array_equal(SimpleITK.GetArrayFromImage(read), labels)
 
 
 @pytest.mark.parametrize("name", ["Phantom", "Dataset9_Phantom", "Dataset990-Phantom"])

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from architectures import STRIDES, architecture, backbone
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
+
+from ssl_pretrain.networks import NETWORKS, build_backbone
+from ssl_pretrain.networks.wrap import wrap_network
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("strides", STRIDES)
+@pytest.mark.parametrize(("name", "kind"), [("plans", "plain"), ("plans", "residual"), ("STUNet_small", "plain")])
+def test_declared_feature_maps_are_what_the_encoder_returns(name, kind, strides, channels):
+    made = backbone(name, kind, strides, channels)
+    maps = made.encode(torch.zeros(1, channels, 16, 16, 16))
+    assert len(maps) == len(made.feature_maps)
+    for declared, found in zip(made.feature_maps, maps, strict=True):
+        assert found.shape[1] == declared.channels
+        assert tuple(16 // n for n in found.shape[2:]) == declared.stride
+
+
+@pytest.mark.parametrize(("name", "kind"), [("plans", "plain"), ("plans", "residual"), ("STUNet_small", "plain")])
+def test_encode_and_decode_make_the_whole_network(name, kind):
+    made = backbone(name, kind)
+    made.network.eval()
+    x = torch.randn(1, 1, 16, 16, 16)
+    for ours, theirs in zip(made.decode(made.encode(x)), made.network(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_network_is_the_one_nnunet_builds_initialisation_included():
+    arch = architecture("residual")
+    torch.manual_seed(5)
+    ours = backbone("plans", "residual").network.state_dict()
+    torch.manual_seed(5)
+    theirs = get_network_from_plans(
+        arch["network_class_name"], arch["arch_kwargs"], arch["_kw_requires_import"], 1, 3, True, True
+    ).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_encoder_keys_are_the_encoder_under_every_name_and_nothing_else():
+    made = backbone()
+    keys = set(made.encoder_keys)
+    assert {"encoder.stages.0.0.convs.0.conv.weight", "decoder.encoder.stages.0.0.convs.0.all_modules.0.weight"} <= keys
+    assert not any("transpconvs" in k or "seg_layers" in k or k.startswith("decoder.stages") for k in keys)
+    assert all(k.removeprefix("decoder.").startswith("encoder.") for k in keys)
+
+
+@pytest.mark.parametrize("name", ["plans", "STUNet_small"])
+def test_keys_name_real_modules(name):
+    made = backbone(name)
+    made.network.get_submodule(made.encoder_key)
+    made.network.get_submodule(made.stem_key)
+    assert made.input_projection_keys
+    for key in made.input_projection_keys:
+        assert made.network.get_submodule(key).weight.shape[1] == 1
+
+
+def test_the_first_stages_alone_are_a_view_of_the_same_modules():
+    made = backbone()
+    encoder, maps = made.truncated(2)
+    assert maps == made.feature_maps[:2]
+    assert len(encoder(torch.zeros(1, 1, 16, 16, 16))) == 2
+    assert {id(p) for p in encoder.parameters()} < {id(p) for p in made.encoder.parameters()}
+    with pytest.raises(ValueError, match="stages=9 is not possible with this network of 3 feature maps"):
+        made.truncated(9)
+
+
+def test_an_unknown_network_lists_the_known_ones():
+    with pytest.raises(ValueError, match="Unknown network 'UNETR'. Choose from plans, STUNet_small"):
+        build_backbone("UNETR", architecture=architecture(), input_channels=1, num_classes=2, patch=(16, 16, 16))
+    assert set(NETWORKS) == {"plans", "STUNet_small", "STUNet_base", "STUNet_large", "STUNet_huge"}
+
+
+def test_a_network_without_staged_encoder_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match="Conv3d cannot be pretrained: it has no `encoder`"):
+        wrap_network(nn.Conv3d(1, 1, 1), 1)
+
+
+def test_plans_that_name_stunet_work_as_plans():
+    """What `-p nnUNetPlans_STUNet_small` gives."""
+    stunet = backbone("STUNet_small")
+    arch = {
+        "network_class_name": stunet.architecture,
+        "arch_kwargs": stunet.architecture_kwargs,
+        "_kw_requires_import": [],
+    }
+    made = build_backbone("plans", architecture=arch, input_channels=1, num_classes=3, patch=(16, 16, 16))
+    assert made.feature_maps == stunet.feature_maps
+    assert list(made.network.state_dict()) == list(stunet.network.state_dict())
