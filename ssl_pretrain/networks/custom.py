@@ -82,7 +82,8 @@ def build_custom_backbone(path: str, input_channels: int, num_classes: int, patc
 
 
 def _construct(cls: type[nn.Module], path: str, offered: dict[str, Any]) -> nn.Module:
-    parameters = inspect.signature(cls).parameters
+    # A class without a constructor of its own shows nn.Module's, which names nothing and accepts nothing.
+    parameters = {} if cls.__init__ is nn.Module.__init__ else dict(inspect.signature(cls).parameters)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     known = {name: value for name, value in offered.items() if takes_any or name in parameters}
     required = [

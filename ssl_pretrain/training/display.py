@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from torch.utils.data import default_collate
 from ssl_pretrain.methods.base import VALIDATION_STREAM, Method
 from ssl_pretrain.report.pictures import draw_reconstruction
 from ssl_pretrain.training.history import History, format_seconds
+
+log = logging.getLogger("ssl_pretrain")
 
 PICTURE = 10**6
 """Path element that keeps the mask of the picture apart from those of validation batches."""
@@ -60,9 +63,12 @@ class Pictures(Callback):
         batch = self._fixed_crop(trainer, method)
         with torch.no_grad():
             arrays = method.pictures(batch, method.generator_for(VALIDATION_STREAM, PICTURE))
-        self.folder.mkdir(exist_ok=True)
         title = f"{type(method).__name__}, epoch {epoch}, {batch['case'][0]}"
-        draw_reconstruction(self.folder / f"epoch_{epoch:04d}.png", **arrays, title=title)
+        try:
+            self.folder.mkdir(exist_ok=True)
+            draw_reconstruction(self.folder / f"epoch_{epoch:04d}.png", **arrays, title=title)
+        except OSError as error:
+            log.warning("No picture of epoch %d: %s", epoch, error)
 
     @staticmethod
     def _fixed_crop(trainer: Trainer, method: Method) -> Any:

@@ -14,12 +14,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ssl_pretrain.report.progress import draw_progress
+from ssl_pretrain.report.progress import COLUMNS, draw_progress
 from ssl_pretrain.transfer.files import write_atomic
 
 log = logging.getLogger("ssl_pretrain")
-
-COLUMNS = ("epoch", "train_loss", "val_loss", "lr", "masked_fraction", "images_per_second", "epoch_seconds")
 
 
 class History(Callback):
@@ -105,7 +103,11 @@ class History(Callback):
 
     def _report(self, trainer: Trainer, row: Mapping[str, float]) -> None:
         self.write_csv()
-        draw_progress(self.folder / "metrics.csv", self.folder / "progress.png")
+        try:
+            draw_progress(self.folder / "metrics.csv", self.folder / "progress.png")
+        except OSError as error:
+            # A viewer may hold the picture open (Windows); no reason to end a run.
+            log.warning("progress.png was not redrawn: %s", error)
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=trainer.global_step)
         log.info(

@@ -1,0 +1,77 @@
+import pytest
+from made_data import NAME, write_dataset
+
+from ssl_pretrain.data.locate import locate, locate_explicit
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    return write_dataset(tmp_path, cases=2, channels=2)
+
+
+@pytest.mark.parametrize("name", ["7", "007", NAME])
+def test_a_number_and_a_name_find_the_same(dataset, name):
+    files, plan = locate(name, "3d_fullres", "nnUNetPlans")
+    assert files.name == NAME
+    assert files.data == dataset / "nnUNetPlans_3d_fullres"
+    assert (plan.input_channels, plan.num_classes, plan.patch, plan.batch_size) == (2, 2, (16, 16, 16), 2)
+
+
+def test_explicit_paths_find_the_same(dataset):
+    expected = locate("7", "3d_fullres", "nnUNetPlans")
+    for folder in (dataset, dataset / "nnUNetPlans_3d_fullres"):
+        found = locate_explicit(
+            preprocessed=folder,
+            splits=dataset / "splits_final.json",
+            dataset_json=dataset / "dataset.json",
+            plans=dataset / "nnUNetPlans.json",
+            configuration="3d_fullres",
+        )
+        assert found == expected
+
+
+def test_an_unset_variable_is_named(monkeypatch):
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    with pytest.raises(ValueError, match=r"environment variable nnUNet_preprocessed is not set.*export"):
+        locate("7", "3d_fullres", "nnUNetPlans")
+
+
+def test_a_variable_that_names_no_folder_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError, match="which is not a folder"):
+        locate("7", "3d_fullres", "nnUNetPlans")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("8", "3d_fullres", "nnUNetPlans"), FileNotFoundError, f"Dataset 8 is not in .*There: {NAME}.*-d 8"),
+        (("Dataset008_X", "3d_fullres", "nnUNetPlans"), FileNotFoundError, "Dataset008_X is not in .*-d 8"),
+        (("seven", "3d_fullres", "nnUNetPlans"), ValueError, "must be a number such as 4 or a name"),
+        (("7", "3d_fullres", "OtherPlans"), FileNotFoundError, "'OtherPlans' do not exist.*There: nnUNetPlans"),
+        (("7", "4d", "nnUNetPlans"), ValueError, "'4d' is not in .*There: 3d_fullres"),
+        (("7", "2d", "nnUNetPlans"), ValueError, "is 2-D; pretraining is for 3-D networks.*3d_fullres"),
+        (("7", "3d_cascade_fullres", "nnUNetPlans"), ValueError, "takes the segmentation of '3d_lowres' as input"),
+        (
+            ("7", "3d_planned_only", "nnUNetPlans"),
+            FileNotFoundError,
+            "is not preprocessed yet: .*nnUNetv2_preprocess -d 7 -plans_name nnUNetPlans -c 3d_planned_only",
+        ),
+    ],
+)
+def test_what_is_missing_is_named_with_the_remedy(dataset, arguments, error, message):
+    with pytest.raises(error, match=message):
+        locate(*arguments)
+
+
+def test_two_datasets_of_one_number_are_ambiguous(dataset, tmp_path):
+    (tmp_path / "Dataset007_Other").mkdir()
+    with pytest.raises(ValueError, match="Dataset number 7 is ambiguous: Dataset007_Made, Dataset007_Other"):
+        locate("7", "3d_fullres", "nnUNetPlans")
+
+
+def test_a_broken_plans_file_is_named(dataset):
+    (dataset / "nnUNetPlans.json").write_text("{")
+    with pytest.raises(ValueError, match=r"nnUNetPlans\.json is not valid JSON"):
+        locate("7", "3d_fullres", "nnUNetPlans")
