@@ -27,6 +27,8 @@ def volume(index: int, shape: tuple[int, int, int] = (20, 22, 24), channels: int
 def write_case(folder: Path, name: str, image: np.ndarray, fmt: str = "b2nd", labels: bool = True) -> None:
     """One case as nnU-Net's dataset classes write it."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{name}*"):
+        old.unlink()
     segmentation = np.zeros((1, *image.shape[1:]), dtype=np.int8)
     segmentation[:, 4:8, 4:8, 4:8] = 1
     voxels = np.argwhere(segmentation == 1)

@@ -1,0 +1,159 @@
+"""The command as a user types it: flags, messages, exit status."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from made_data import IDENTIFIER, volume, write_case, write_dataset
+
+from ssl_pretrain.cli.pretrain import build_parser, config_from, main, message_of, parse_settings
+from ssl_pretrain.data.cases import CaseError
+
+QUICK = ["-epochs", "1", "-iters", "2", "-val_iters", "1", "-num_workers", "0", "-device", "cpu"]
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    (tmp_path / "results").mkdir()
+    return write_dataset(tmp_path / "preprocessed", cases=6)
+
+
+def run(*arguments: str) -> int:
+    return main(["7", "3d_fullres", "0", *QUICK, *arguments])
+
+
+def test_a_run_ends_with_the_command_that_fine_tunes(dataset, capsys):
+    assert run("-m", "SparK") == 0
+    out = capsys.readouterr().out
+    command = out.strip().splitlines()[-1].split()
+    assert command[:4] == ["nnUNetv2_train", "7", "3d_fullres", "0"]
+    checkpoint = Path(command[command.index("-pretrained_weights") + 1])
+    assert checkpoint.is_file()
+    assert "SparK__plans__nnUNetPlans__3d_fullres" in str(checkpoint)
+
+
+def test_an_stunet_run_writes_plans_and_names_them(dataset, capsys):
+    assert run("-network", "STUNet_small", "-m", "SparK", "-batch_size", "1") == 0
+    assert (dataset / "nnUNetPlans_STUNet_small.json").is_file()
+    assert "-p nnUNetPlans_STUNet_small -pretrained_weights" in capsys.readouterr().out
+
+
+def test_dry_run_shows_everything_and_writes_nothing(dataset, tmp_path, capsys):
+    assert run("--dry_run", "-mask_cell", "4", "4", "4") == 0
+    out = capsys.readouterr().out
+    for part in ('"mask_cell"', "grid (4, 4, 4), 38 of 64 masked", "PlainConvUNet", "parameters: network", "GiB"):
+        assert part in out
+    assert "2        16  4 x 4 x 4  4 x 4 x 4" in out
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_flags_file_and_settings_meet_in_one_configuration(dataset, tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"epochs": 7, "iters": 9, "crops": {"rotation": 10}}))
+    arguments = ["7", "3d_fullres", "0", "-config", str(file), "-iters", "3", "-mask_ratio", "0.5"]
+    arguments += ["-set", "lr=0.1", "teacher_masks=2", "-set", "oversample_foreground=0.33", "-mask_cell", "4", "4", "4"]
+    made = config_from(vars(build_parser().parse_args(arguments)))
+    assert (made.epochs, made.iters, made.crops.rotation) == (7, 3, 10.0)
+    assert (made.task.lr, made.task.mask_ratio, made.task.teacher_masks, made.task.mask_cell) == (0.1, 0.5, 2, (4, 4, 4))
+    assert made.crops.oversample_foreground == 0.33
+
+
+def test_continuing_takes_the_settings_of_the_run(dataset, capsys):
+    assert run("-set", "mask_ratio=0.5") == 0
+    assert main(["7", "3d_fullres", "0", "--c", "-device", "cpu"]) == 0
+    assert main(["7", "3d_fullres", "0", "--c", "-device", "cpu", "-epochs", "3"]) == 1
+    assert "with other settings: epochs was 1, is 3" in capsys.readouterr().err
+
+
+def test_the_five_explicit_inputs_of_anatomask(dataset, tmp_path, capsys):
+    explicit = ["--preprocessed_dataset_folder", str(dataset / IDENTIFIER), "--plans", str(dataset / "nnUNetPlans.json")]
+    explicit += ["--dataset_json", str(dataset / "dataset.json"), "--splits_file", str(dataset / "splits_final.json")]
+    out = tmp_path / "explicit"
+    assert main([*QUICK, *explicit, "--output_folder", str(out)], explicit=True) == 0
+    assert (out / "checkpoint_final.pth").is_file()
+    assert "nnUNetv2_train 7 3d_fullres 0 -pretrained_weights" in capsys.readouterr().out
+    assert main([*QUICK, *explicit], explicit=True) == 1
+    assert "Explicit inputs are given all together; missing: --output_folder" in capsys.readouterr().err
+    assert main(QUICK, explicit=True) == 1
+    assert "Missing arguments: dataset, configuration, fold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "MAE99"], "Unknown method 'MAE99'. Choose from AnatoMask, SparK (-m)"),
+        (["-network", "UNETR"], "Unknown network 'UNETR'. Choose from plans, STUNet_small"),
+        (["-network", "nowhere:Net"], "module 'nowhere' cannot be imported"),
+        (["-set", "nothing=1"], "Unknown setting 'nothing' of AnatoMask. There: "),
+        (["-set", "teacher_masks=many"], "Setting teacher_masks='many' is not a whole number"),
+        (["-set", "alone"], "-set takes NAME=VALUE, got 'alone'"),
+        (["-mask_ratio", "0"], "mask_ratio must lie strictly between 0 and 1, got 0.0"),
+        (["-mask_ratio", "1"], "mask_ratio must lie strictly between 0 and 1, got 1.0"),
+        (["-mask_ratio", "-0.5"], "mask_ratio must lie strictly between 0 and 1, got -0.5"),
+        (["-mask_ratio", "0.999"], "leaves no cell visible"),
+        (["-mask_ratio", "0.001"], "leaves no cell masked"),
+        (["-patch_size", "16", "18", "16"], "Nearest patch sizes that work: (16, 16, 16) and (16, 20, 16)"),
+        (["-mask_cell", "5", "8", "8"], "Cells that work: D: 1, 2, 4, 8, 16"),
+        (["-p", "NoPlans"], "Plans 'NoPlans' do not exist"),
+        (["-pretrained_weights", "gone.pth"], "gone.pth"),
+        (["-config", "gone.json"], "Configuration file gone.json does not exist"),
+        (["--c"], "there is no checkpoint_latest.ckpt"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_line_and_status_1(dataset, capsys, arguments, message):
+    assert run(*arguments) == 1
+    error = capsys.readouterr().err
+    assert f"{message}" in error
+    assert "Traceback" not in error
+
+
+def test_cuda_that_is_absent(dataset, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["7", "3d_fullres", "0", "-device", "cuda"]) == 1
+    assert "-device cuda: PyTorch" in (error := capsys.readouterr().err)
+    assert "finds no CUDA device here. Use -device" in error
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_broken_case_is_named_whoever_reads_it(dataset, capsys, workers):
+    image = volume(0)
+    image[:] = float("nan")
+    for i in range(6):
+        write_case(dataset / IDENTIFIER, f"case_{i:02d}", image)
+    assert run("-num_workers", workers) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("Error: ")
+    assert "holds NaN or Inf. Remove the case from the dataset or repair its image" in error
+
+
+def test_a_truncated_case_stops_before_training(dataset, capsys):
+    file = dataset / IDENTIFIER / "case_03.b2nd"
+    file.write_bytes(file.read_bytes()[:50])
+    assert run() == 1
+    assert "case_03.b2nd is truncated or corrupt" in capsys.readouterr().err
+
+
+def test_a_case_with_other_channels_stops_before_training(dataset, capsys):
+    write_case(dataset / IDENTIFIER, "case_02", volume(2, channels=2))
+    assert run() == 1
+    assert "case_02.b2nd has 2 channels, the plans say 1" in capsys.readouterr().err
+
+
+def test_a_weights_file_that_is_no_checkpoint_is_refused(dataset, tmp_path, capsys):
+    file = tmp_path / "weights.pth"
+    file.write_text("no checkpoint")
+    assert run("-pretrained_weights", str(file)) == 1
+    assert str(file) in capsys.readouterr().err
+
+
+def test_an_error_from_a_reading_process_is_its_own_words():
+    wrapped = "Caught CaseError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  x\n"
+    assert message_of(CaseError(wrapped + "ssl_pretrain.data.cases.CaseError: file.b2nd: bad")) == "file.b2nd: bad"
+    assert message_of(ValueError("plain")) == "plain"
+
+
+def test_settings_are_pairs():
+    assert parse_settings(["a=1", "b=c=d"]) == {"a": "1", "b": "c=d"}

@@ -1,0 +1,106 @@
+import json
+
+import pytest
+
+from ssl_pretrain.config import PretrainConfig, convert
+from ssl_pretrain.methods import METHODS, AnatoMaskConfig, SparKConfig
+
+
+def config(**changes) -> PretrainConfig:
+    return PretrainConfig(dataset="4", **changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_json_and_back_is_the_identity(method, tmp_path):
+    made = config(method=method, patch_size=(40, 56, 40), output_folder="x").with_settings({"mask_cell": "8 8 8"})
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(made.to_dict()))
+    assert PretrainConfig.from_file(file) == made
+
+
+def test_published_defaults():
+    spark, anatomask = SparKConfig(), AnatoMaskConfig()
+    assert (spark.lr, anatomask.lr) == (2e-4, 1e-4)
+    for task in (spark, anatomask):
+        assert (task.betas, task.weight_decay, task.clip) == ((0.9, 0.999), 1e-5, 12.0)
+        assert (task.warmup_epochs, task.warmup_start_lr, task.mask_ratio) == (20, 1e-6, 0.6)
+    assert (anatomask.ema_start, anatomask.ema_end, anatomask.hard_share) == (0.999, 0.9999, 0.5)
+    assert (config().epochs, config().iters, config().val_iters) == (1000, 250, 50)
+
+
+def test_the_method_decides_the_type_of_its_settings():
+    assert isinstance(config(method="SparK").task, SparKConfig)
+    assert isinstance(config().task, AnatoMaskConfig)
+    with pytest.raises(ValueError, match="SparK is configured by SparKConfig, got AnatoMaskConfig"):
+        config(method="SparK", task=AnatoMaskConfig())
+
+
+def test_settings_reach_every_field_of_method_and_crops():
+    base = config()
+    for part in (base.task, base.crops):
+        for name in part.__dataclass_fields__:
+            value = getattr(part, name)
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            assert base.with_settings({name: text}) == base, name
+    changed = base.with_settings({"oversample_foreground": "0.33", "difficulty": "reference", "mask_cell": "8"})
+    assert changed.crops.oversample_foreground == 0.33
+    assert changed.task.difficulty == "reference"
+    assert changed.task.mask_cell == (8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_ration": "0.5"}, "Unknown setting 'mask_ration' of AnatoMask. There: .*mask_ratio"),
+        ({"mask_ratio": "many"}, "Setting mask_ratio='many' is not a number"),
+        ({"teacher_masks": "1.5"}, "Setting teacher_masks='1.5' is not a whole number"),
+        ({"difficulty": "hard"}, "is not one of intensity, normalized, reference"),
+        ({"mask_cell": "8 8"}, "Setting mask_cell='8 8' is not 3 numbers or None"),
+        ({"mask_ratio": "1"}, "strictly between 0 and 1"),
+    ],
+)
+def test_wrong_settings_are_refused_with_what_there_is(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config().with_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"batch_size": 0}, "batch_size is too small: 0"),
+        ({"device": "tpu"}, "device must be one of cuda, cpu, mps, got 'tpu'"),
+        ({"precision": "64"}, "precision must be one of auto, 32, bf16, 16"),
+        ({"method": "MAE3000"}, "Unknown method 'MAE3000'"),
+    ],
+)
+def test_wrong_values_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_unknown_keys_in_a_file_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="Unknown settings epoch"):
+        PretrainConfig.from_dict({"dataset": "4", "epoch": 3})
+    with pytest.raises(ValueError, match="Unknown settings size of CropConfig"):
+        PretrainConfig.from_dict({"dataset": "4", "crops": {"size": 3}})
+    with pytest.raises(ValueError, match="does not say which dataset"):
+        PretrainConfig.from_dict({})
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        PretrainConfig.from_file(tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match="must hold one JSON object, found list"):
+        PretrainConfig.from_file(tmp_path / "list.json")
+
+
+def test_a_whole_number_is_no_boolean_and_text_is_text():
+    assert convert("x", "true", bool) is True
+    with pytest.raises(ValueError, match="is not a whole number"):
+        convert("x", True, int)
+    assert convert("x", "None", str | None) is None or convert("x", "None", str | None) == "None"
+
+
+def test_differences_leave_out_what_may_change():
+    a = config(epochs=4, num_workers=1)
+    assert a.differences(config(epochs=4, num_workers=8, device="cpu")) == {}
+    assert a.differences(config(epochs=5).with_settings({"lr": "0.1"})) == {"epochs": (4, 5), "lr": (1e-4, 0.1)}

@@ -1,0 +1,231 @@
+"""Whole runs on a made dataset, through the Python interface."""
+
+import csv
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from made_data import NAME, write_dataset
+
+from ssl_pretrain import PretrainConfig, pretrain
+from ssl_pretrain.data.crops import CropDataset
+from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS
+from ssl_pretrain.training.guards import NonFiniteLossError, PreemptedError
+
+TIMING = {"images_per_second", "epoch_seconds"}
+TRAIN, VALIDATION, PICTURE = 6, 4, 1
+"""Crops that an epoch reads: 3 steps and 2 validation batches of 2; the first and the last epoch draw a picture."""
+FIRST = TRAIN + VALIDATION + PICTURE
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    (tmp_path / "results").mkdir()
+    return write_dataset(tmp_path / "preprocessed", cases=6)
+
+
+def config(tmp_path, name: str = "run", **changes) -> PretrainConfig:
+    settings = {"epochs": 3, "iters": 3, "val_iters": 2, "num_workers": 0, "device": "cpu", "fold": "0"}
+    return PretrainConfig(dataset="7", output_folder=str(tmp_path / name), **{**settings, **changes})
+
+
+def rows(folder) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as handle:
+        return [{k: v for k, v in row.items() if k not in TIMING} for row in csv.DictReader(handle)]
+
+
+def weights(folder, name: str = FINAL) -> dict[str, torch.Tensor]:
+    return torch.load(folder / name, weights_only=True)["network_weights"]
+
+
+def assert_same_run(ours, theirs) -> None:
+    assert rows(ours) == rows(theirs)
+    a, b = weights(ours), weights(theirs)
+    assert list(a) == list(b)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    states = [torch.load(folder / LATEST, weights_only=True)["state_dict"] for folder in (ours, theirs)]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[1]), "teacher and decoder too"
+
+
+class StopAfter:
+    """Interrupts a run when a crop is asked for, as a power cut would."""
+
+    def __init__(self, monkeypatch, crops: int, action) -> None:
+        self.left, self.action = crops, action
+        original = CropDataset.__getitem__
+
+        def counted(dataset, index):
+            self.left -= 1
+            if self.left == 0:
+                self.action()
+            return original(dataset, index)
+
+        monkeypatch.setattr(CropDataset, "__getitem__", counted)
+
+
+class PowerCut(BaseException):
+    pass
+
+
+def cut() -> None:
+    raise PowerCut
+
+
+def test_a_run_leaves_what_the_documentation_lists(dataset, tmp_path):
+    result = pretrain(config(tmp_path, picture_every=2))
+    names = {p.name for p in result.folder.iterdir()}
+    assert {"config.json", LATEST, BEST, FINAL, "metrics.csv", "progress.png", "pictures", "tensorboard"} <= names
+    assert any(n.startswith("training_log_") for n in names)
+    assert sorted(p.name for p in (result.folder / "pictures").iterdir()) == [
+        "epoch_0001.png",
+        "epoch_0002.png",
+        "epoch_0003.png",
+    ]
+    assert any(p.name.startswith("events") for p in (result.folder / "tensorboard").iterdir())
+    assert [row["epoch"] for row in rows(result.folder)] == ["0", "1", "2"]
+    assert result.finetune_command == f"nnUNetv2_train 7 3d_fullres 0 -pretrained_weights {result.checkpoint} -device cpu"
+    log = next(result.folder.glob("training_log_*.txt")).read_text()
+    assert "epoch 3 of 3: train loss" in log
+    assert "4 cases to train on, 2 to validate on" in log
+
+
+def test_the_default_folder_is_in_nnunet_results(dataset, tmp_path):
+    result = pretrain(replace(config(tmp_path, epochs=1), output_folder=None))
+    expected = tmp_path / "results" / NAME / "AnatoMask__plans__nnUNetPlans__3d_fullres" / "fold_0"
+    assert result.folder == expected
+
+
+@pytest.mark.parametrize("method", ["AnatoMask", "SparK"])
+def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(dataset, tmp_path, method):
+    one = pretrain(config(tmp_path, "one", method=method, epochs=1)).folder
+    two = pretrain(config(tmp_path, "two", method=method, epochs=1, num_workers=2)).folder
+    assert_same_run(one, two)
+    other = pretrain(config(tmp_path, "other", method=method, epochs=1, seed=1)).folder
+    assert rows(other) != rows(one)
+
+
+@pytest.mark.parametrize("crops", [FIRST + 3, FIRST + TRAIN + 2, FIRST + TRAIN + VALIDATION + 1])
+def test_a_run_cut_off_and_continued_is_the_uninterrupted_run_bit_for_bit(dataset, tmp_path, monkeypatch, crops):
+    """Within an epoch, while it validates, and at the start of the next one."""
+    whole = pretrain(config(tmp_path, "whole")).folder
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        StopAfter(patch, crops, cut)
+        pretrain(config(tmp_path, "cut"))
+    assert not (tmp_path / "cut" / FINAL).exists()
+    torch.rand(7)  # the random state of another process
+    continued = pretrain(config(tmp_path, "cut"), resume=True).folder
+    assert_same_run(continued, whole)
+
+
+@pytest.mark.parametrize("crops", [FIRST + 3, FIRST + TRAIN + 2])
+def test_sigterm_saves_within_an_epoch_and_the_continued_run_is_the_same(dataset, tmp_path, monkeypatch, crops):
+    whole = pretrain(config(tmp_path, "whole")).folder
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(PreemptedError, match="Continue with --c"):
+        StopAfter(patch, crops, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        pretrain(config(tmp_path, "stopped"))
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert_same_run(pretrain(config(tmp_path, "stopped"), resume=True).folder, whole)
+
+
+def test_a_non_finite_loss_stops_with_step_cases_and_the_last_good_checkpoint(dataset, tmp_path, monkeypatch):
+    original = CropDataset.__getitem__
+    poisoned = {"on": True}
+
+    def poison(crops, index):
+        item = original(crops, index)
+        if poisoned["on"] and crops.stream == 0 and index == 3 * 2 + 2:
+            item["image"] = item["image"] * float("nan")
+        return item
+
+    monkeypatch.setattr(CropDataset, "__getitem__", poison)
+    with pytest.raises(NonFiniteLossError, match=rf"nan at step 4, on cases case_\d+, case_\d+.*{LATEST}.*--c"):
+        pretrain(config(tmp_path))
+    folder = tmp_path / "run"
+    state = torch.load(folder / LATEST, weights_only=True)
+    assert state["global_step"] == 3
+    assert all(torch.isfinite(v).all() for v in state["state_dict"].values())
+    poisoned["on"] = False
+    assert len(rows(pretrain(config(tmp_path), resume=True).folder)) == 3
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before_and_says_so(dataset, tmp_path, monkeypatch, caplog):
+    whole = pretrain(config(tmp_path, "whole")).folder
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        StopAfter(patch, FIRST + TRAIN + VALIDATION + 1, cut)
+        pretrain(config(tmp_path, "cut"))
+    latest = tmp_path / "cut" / LATEST
+    latest.write_bytes(latest.read_bytes()[:1000])
+    with caplog.at_level("WARNING", logger="ssl_pretrain"):
+        continued = pretrain(config(tmp_path, "cut"), resume=True).folder
+    assert f"{LATEST} is damaged" in caplog.text
+    assert f"Falling back to the checkpoint before it: {tmp_path / 'cut' / PREVIOUS}" in caplog.text
+    assert_same_run(continued, whole)
+
+
+def test_only_damaged_checkpoints_are_an_error(dataset, tmp_path):
+    folder = pretrain(config(tmp_path, epochs=2)).folder
+    for name in (LATEST, PREVIOUS):
+        (folder / name).write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"--c: no checkpoint in .* can be read"):
+        pretrain(config(tmp_path, epochs=2), resume=True)
+
+
+def test_a_full_disk_stops_the_run_and_the_previous_checkpoint_is_intact(dataset, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def fill() -> None:
+        (folder / f"{LATEST}.new.tmp").symlink_to("/dev/full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"Could not write .*Free some space"):
+        StopAfter(patch, FIRST + 3, fill)
+        pretrain(config(tmp_path))
+    assert torch.load(folder / LATEST, weights_only=True)["global_step"] == 3
+    whole = pretrain(config(tmp_path, "whole")).folder
+    assert_same_run(pretrain(config(tmp_path), resume=True).folder, whole)
+
+
+def test_a_folder_with_a_run_is_protected(dataset, tmp_path):
+    pretrain(config(tmp_path, epochs=1))
+    with pytest.raises(ValueError, match="already holds a run. Continue it with --c, or choose another folder with -o"):
+        pretrain(config(tmp_path, epochs=1, method="SparK"))
+    with pytest.raises(ValueError, match="with other settings: epochs was 1, is 2"):
+        pretrain(config(tmp_path, epochs=2), resume=True)
+
+
+def test_continuing_without_a_checkpoint_is_refused(dataset, tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"there is no {LATEST} in .* Start the run without --c"):
+        pretrain(config(tmp_path), resume=True)
+
+
+def test_continuing_a_finished_run_changes_nothing(dataset, tmp_path):
+    folder = pretrain(config(tmp_path, epochs=1)).folder
+    before = weights(folder)
+    after = weights(pretrain(config(tmp_path, epochs=1), resume=True).folder)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_weights_to_start_from_are_taken(dataset, tmp_path):
+    first = pretrain(config(tmp_path, "first", epochs=1)).folder
+    start = config(tmp_path, "second", epochs=1, pretrained_weights=str(first / FINAL)).with_settings({"lr": "1e-12"})
+    second = weights(pretrain(start).folder)
+    key = "encoder.stages.1.0.convs.0.conv.weight"
+    torch.testing.assert_close(second[key], weights(first)[key], rtol=1e-4, atol=1e-6)
+
+
+def test_the_best_checkpoint_is_of_the_epoch_with_the_lowest_validation_loss(dataset, tmp_path):
+    folder = pretrain(config(tmp_path)).folder
+    losses = [float(row["val_loss"]) for row in rows(folder)]
+    best = torch.load(folder / BEST, weights_only=True)["pretraining"]["epoch"]
+    assert best == losses.index(min(losses)) + 1
+
+
+def test_all_cases_with_a_hold_out(dataset, tmp_path):
+    folder = pretrain(config(tmp_path, fold="all", epochs=1)).folder
+    assert "5 cases to train on, 1 to validate on (all cases: 1 of 6 cases held out" in next(
+        folder.glob("training_log_*.txt")
+    ).read_text()
