@@ -40,7 +40,14 @@ setup(
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.90"],
         "spconv": ["spconv-cu126>=2.3.8; platform_system == 'Linux'"],
-        "dev": ["pytest>=8", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.11", "codespell>=2.3", "build>=1.2", "pre-commit>=3.5"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.90",
+            "ruff>=0.15",
+            "mypy>=1.18",
+            "codespell>=2.3",
+            "pre-commit>=3.5",
+        ],
     },
     entry_points={
         "console_scripts": [

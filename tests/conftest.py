@@ -64,7 +64,11 @@ class Home:
     def environment(self) -> dict[str, str]:
         """The environment of a command that works in these folders, whatever the caller's says."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_")}
-        return {**kept, **FEW_PROCESSES, **{path.name: str(path) for path in (self.raw, self.preprocessed, self.results)}}
+        return {
+            **kept,
+            **FEW_PROCESSES,
+            **{path.name: str(path) for path in (self.raw, self.preprocessed, self.results)},
+        }
 
     def copy(self, root: Path) -> Home:
         """The same data elsewhere, to be changed freely; without results."""
@@ -100,7 +104,9 @@ def run_command(
     )
     if check and done.returncode != 0:
         line = " ".join(map(str, args))
-        pytest.fail(f"{line}\nended with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}", pytrace=False)
+        pytest.fail(
+            f"{line}\nended with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}", pytrace=False
+        )
     return done
 
 

@@ -54,10 +54,25 @@ def test_flags_file_and_settings_meet_in_one_configuration(dataset, tmp_path):
     file = tmp_path / "c.json"
     file.write_text(json.dumps({"epochs": 7, "iters": 9, "crops": {"rotation": 10}}))
     arguments = ["7", "3d_fullres", "0", "-config", str(file), "-iters", "3", "-mask_ratio", "0.5"]
-    arguments += ["-set", "lr=0.1", "teacher_masks=2", "-set", "oversample_foreground=0.33", "-mask_cell", "4", "4", "4"]
+    arguments += [
+        "-set",
+        "lr=0.1",
+        "teacher_masks=2",
+        "-set",
+        "oversample_foreground=0.33",
+        "-mask_cell",
+        "4",
+        "4",
+        "4",
+    ]
     made = config_from(vars(build_parser().parse_args(arguments)))
     assert (made.epochs, made.iters, made.crops.rotation) == (7, 3, 10.0)
-    assert (made.task.lr, made.task.mask_ratio, made.task.teacher_masks, made.task.mask_cell) == (0.1, 0.5, 2, (4, 4, 4))
+    assert (made.task.lr, made.task.mask_ratio, made.task.teacher_masks, made.task.mask_cell) == (
+        0.1,
+        0.5,
+        2,
+        (4, 4, 4),
+    )
     assert made.crops.oversample_foreground == 0.33
 
 
@@ -69,7 +84,12 @@ def test_continuing_takes_the_settings_of_the_run(dataset, capsys):
 
 
 def test_the_five_explicit_inputs_of_anatomask(dataset, tmp_path, capsys):
-    explicit = ["--preprocessed_dataset_folder", str(dataset / IDENTIFIER), "--plans", str(dataset / "nnUNetPlans.json")]
+    explicit = [
+        "--preprocessed_dataset_folder",
+        str(dataset / IDENTIFIER),
+        "--plans",
+        str(dataset / "nnUNetPlans.json"),
+    ]
     explicit += ["--dataset_json", str(dataset / "dataset.json"), "--splits_file", str(dataset / "splits_final.json")]
     out = tmp_path / "explicit"
     assert main([*QUICK, *explicit, "--output_folder", str(out)], explicit=True) == 0

@@ -70,7 +70,11 @@ def test_a_fold_without_validation_cases_holds_some_out(tmp_path):
     ("content", "error", "message"),
     [
         ([{"train": [], "val": ["case_00"]}], ValueError, "Fold 0 of .* has no training case"),
-        ([{"train": ["gone"], "val": []}], FileNotFoundError, "lists 1 cases in fold 0 that are not preprocessed, e.g. gone"),
+        (
+            [{"train": ["gone"], "val": []}],
+            FileNotFoundError,
+            "lists 1 cases in fold 0 that are not preprocessed, e.g. gone",
+        ),
     ],
 )
 def test_empty_folds_and_missing_cases_are_refused(tmp_path, content, error, message):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -48,9 +50,7 @@ def test_difficulty_in_intensities_is_the_error_after_undoing_the_normalisation(
     undone = (prediction * std + mean - cells).square().mean(2)
     torch.testing.assert_close(cell_difficulty(prediction, cells, "intensity"), undone)
     torch.testing.assert_close(cell_difficulty(prediction, cells, "normalized"), cell_errors(prediction, cells))
-    torch.testing.assert_close(
-        cell_difficulty(prediction, cells, "reference"), (prediction - cells).square().mean(2)
-    )
+    torch.testing.assert_close(cell_difficulty(prediction, cells, "reference"), (prediction - cells).square().mean(2))
 
 
 def test_the_three_difficulties_rank_air_tissue_and_edge_differently():
@@ -77,8 +77,8 @@ def test_warm_up_and_cosine():
     assert factors[10] == 1.0
     assert factors[60] == pytest.approx(0.5)
     assert factors[110] == pytest.approx(0.0)
-    assert all(a < b for a, b in zip(factors[:10], factors[1:11], strict=True))
-    assert all(a >= b for a, b in zip(factors[10:-1], factors[11:], strict=True))
+    assert all(a < b for a, b in pairwise(factors[:11]))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
     assert warmup_cosine(0, 0, 10, 0.01) == 1.0
 
 

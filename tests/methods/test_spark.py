@@ -154,9 +154,7 @@ def test_decoder_geometry():
 def test_published_decoder_shapes():
     """SparK-B of AnatoMask: kernels 4, widths 512 to 32."""
     decoder = LightDecoder(512, [(2, 2, 2)] * 4, 1, "batch")
-    assert [tuple(b.up_sample.weight.shape) for b in decoder.blocks] == [
-        (w, w, 4, 4, 4) for w in (512, 256, 128, 64)
-    ]
+    assert [tuple(b.up_sample.weight.shape) for b in decoder.blocks] == [(w, w, 4, 4, 4) for w in (512, 256, 128, 64)]
     assert sum(p.numel() for p in decoder.parameters()) == pytest.approx(36.39e6, rel=1e-3)
 
 

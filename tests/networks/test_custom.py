@@ -6,7 +6,7 @@ from architectures import architecture
 
 from ssl_pretrain.networks import build_backbone
 
-MODULE = '''
+MODULE = """
 import torch
 from torch import nn
 from ssl_pretrain.networks import Backbone, FeatureMap, StagedEncoder
@@ -61,7 +61,7 @@ class Own(Backbone):
 
 
 not_a_class = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -40,7 +40,9 @@ def test_parameters_keys_and_aliases_survive():
     assert not any(isinstance(m, MaskedConv3d) for m in network.decoder.transpconvs.modules())
 
 
-@pytest.mark.parametrize("build", [plain, lambda: ResidualEncoderUNet(2, num_classes=3, n_blocks_per_stage=2, **KWARGS)])
+@pytest.mark.parametrize(
+    "build", [plain, lambda: ResidualEncoderUNet(2, num_classes=3, n_blocks_per_stage=2, **KWARGS)]
+)
 def test_an_encoder_with_everything_visible_gives_the_dense_maps(build):
     torch.manual_seed(0)
     network = build().eval()

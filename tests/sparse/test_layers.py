@@ -142,7 +142,9 @@ def test_instance_norm_uses_the_visible_voxels_of_each_sample(masked, seed, affi
     for b in range(2):
         seen = repeat_to(cells[b : b + 1], SHAPE)[0]
         visible = x[b][:, seen].double()
-        expected = (visible - visible.mean(1, keepdim=True)) / (visible.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        expected = (visible - visible.mean(1, keepdim=True)) / (
+            visible.var(1, unbiased=False, keepdim=True) + 1e-5
+        ).sqrt()
         torch.testing.assert_close(y[b][:, seen].double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -226,7 +228,8 @@ def test_masks_do_not_nest_and_are_gone_after_an_error():
 
 
 def test_a_mask_must_be_boolean():
-    with pytest.raises(ValueError, match=r"must be boolean \(B, gd, gh, gw\), got torch.float32"), SparseMask().visible(
-        torch.ones(1, 2, 2, 2)
+    with (
+        pytest.raises(ValueError, match=r"must be boolean \(B, gd, gh, gw\), got torch.float32"),
+        SparseMask().visible(torch.ones(1, 2, 2, 2)),
     ):
         pass

@@ -87,7 +87,9 @@ def test_a_run_leaves_what_the_documentation_lists(dataset, tmp_path):
     ]
     assert any(p.name.startswith("events") for p in (result.folder / "tensorboard").iterdir())
     assert [row["epoch"] for row in rows(result.folder)] == ["0", "1", "2"]
-    assert result.finetune_command == f"nnUNetv2_train 7 3d_fullres 0 -pretrained_weights {result.checkpoint} -device cpu"
+    assert (
+        result.finetune_command == f"nnUNetv2_train 7 3d_fullres 0 -pretrained_weights {result.checkpoint} -device cpu"
+    )
     log = next(result.folder.glob("training_log_*.txt")).read_text()
     assert "epoch 3 of 3: train loss" in log
     assert "4 cases to train on, 2 to validate on" in log
@@ -191,7 +193,7 @@ def test_a_full_disk_stops_the_run_and_the_previous_checkpoint_is_intact(dataset
 
 def test_a_folder_with_a_run_is_protected(dataset, tmp_path):
     pretrain(config(tmp_path, epochs=1))
-    with pytest.raises(ValueError, match="already holds a run. Continue it with --c, or choose another folder with -o"):
+    with pytest.raises(ValueError, match=r"already holds a run. Continue it with --c, or choose another folder with -o"):
         pretrain(config(tmp_path, epochs=1, method="SparK"))
     with pytest.raises(ValueError, match="with other settings: epochs was 1, is 2"):
         pretrain(config(tmp_path, epochs=2), resume=True)
@@ -226,6 +228,7 @@ def test_the_best_checkpoint_is_of_the_epoch_with_the_lowest_validation_loss(dat
 
 def test_all_cases_with_a_hold_out(dataset, tmp_path):
     folder = pretrain(config(tmp_path, fold="all", epochs=1)).folder
-    assert "5 cases to train on, 1 to validate on (all cases: 1 of 6 cases held out" in next(
-        folder.glob("training_log_*.txt")
-    ).read_text()
+    assert (
+        "5 cases to train on, 1 to validate on (all cases: 1 of 6 cases held out"
+        in next(folder.glob("training_log_*.txt")).read_text()
+    )
