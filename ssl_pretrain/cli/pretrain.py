@@ -169,6 +169,8 @@ def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", expl
     # After the imports: Lightning sets the levels of its loggers when it is imported.
     set_up_console()
     try:
+        # A console command does not look for modules in the current folder; -network package.module:Class should.
+        sys.path.append(str(Path.cwd()))
         config = config_from(given)
         if given.get("dry_run"):
             print(show(prepare(config)))
@@ -196,6 +198,8 @@ def message_of(error: Exception) -> str:
 
 def set_up_console() -> None:
     """The library logs, the command shows it; Lightning's hints about things we decided on are left out."""
+    from ssl_pretrain.training.run import process_rank
+
     logger = logging.getLogger("ssl_pretrain")
     if not any(
         isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler) for h in logger.handlers
@@ -203,7 +207,8 @@ def set_up_console() -> None:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    # One process speaks; the others of a distributed run say what is wrong.
+    logger.setLevel(logging.ERROR if process_rank() else logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +38,7 @@ class Cases:
         self.channels = channels
         self.suffix = _suffix_of(folder)
         self.identifiers = _identifiers_of(folder, self.suffix)
+        self._shapes: dict[str, Triple] = {}
 
     def file(self, identifier: str) -> Path:
         """The file that holds the image of a case."""
@@ -49,7 +51,12 @@ class Cases:
         Raises:
             CaseError: the file does not open, or has another number of channels than the plans.
         """
-        c, d, h, w = self._open(identifier).shape
+        if identifier not in self._shapes:
+            self._shapes[identifier] = self._read_shape(identifier)
+        return self._shapes[identifier]
+
+    def _read_shape(self, identifier: str) -> Triple:
+        c, d, h, w = self._open(identifier, header_only=True).shape
         if c != self.channels:
             raise CaseError(
                 f"{self.file(identifier)} has {c} channels, the plans say {self.channels}. Was the dataset changed "
@@ -94,15 +101,17 @@ class Cases:
         except Exception as error:
             raise _corrupt(self.file(identifier), error) from error
 
-    def _open(self, identifier: str) -> Any:
-        """Something with a shape that can be sliced; a ``.npz`` is decompressed whole, as nnU-Net does."""
+    def _open(self, identifier: str, *, header_only: bool = False) -> Any:
+        """Something with a shape that can be sliced; a ``.npz`` is decompressed whole, if more than its shape is asked."""
         file = self.file(identifier)
         if not file.is_file():
             raise CaseError(f"Case {identifier!r} has no image: {file} does not exist. Run nnUNetv2_preprocess again.")
         try:
             if file.suffix == ".b2nd":
                 return _open_blosc2(file)
-            return np.load(file, mmap_mode="r") if file.suffix == ".npy" else np.load(file)["data"]
+            if file.suffix == ".npy":
+                return np.load(file, mmap_mode="r")
+            return _read_npz_header(file) if header_only else np.load(file)["data"]
         except Exception as error:
             raise _corrupt(file, error) from error
 
@@ -115,6 +124,15 @@ def _open_blosc2(file: Path) -> Any:
     # Memory mapping does not work on Windows (nnU-Net issue 2723).
     mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
     return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1}, **mapped)
+
+
+def _read_npz_header(file: Path) -> Any:
+    """An array without data that has the shape of the image in a ``.npz``."""
+    with zipfile.ZipFile(file) as archive, archive.open("data.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, _ = read(member)
+    return np.broadcast_to(np.float32(0), shape)
 
 
 def _corrupt(file: Path, error: Exception) -> CaseError:

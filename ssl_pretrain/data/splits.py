@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,8 @@ def _read_or_make(identifiers: Sequence[str], splits_file: Path) -> list[dict[st
         )
     made = generate_crossval_split(sorted(identifiers), seed=SPLIT_SEED, n_splits=5)
     splits = [{part: [str(case) for case in cases] for part, cases in split.items()} for split in made]
-    beside = splits_file.with_name(f"{splits_file.name}.tmp")
+    # Several runs may start at once; each writes its own copy of the same content.
+    beside = splits_file.with_name(f"{splits_file.name}.{os.getpid()}.tmp")
     beside.write_text(json.dumps(splits, indent=4), encoding="utf-8")
     beside.replace(splits_file)
     return splits

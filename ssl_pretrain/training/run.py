@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from ssl_pretrain.config import PretrainConfig
 from ssl_pretrain.training.checkpoints import (
@@ -194,7 +198,9 @@ def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
         )
     plans = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
     device = "" if run.config.device == "cuda" else f" -device {run.config.device}"
-    return f"nnUNetv2_train {number} {run.plan.configuration} {fold}{plans} -pretrained_weights {checkpoint}{device}"
+    # A path may have spaces; cmd and PowerShell take double quotes only.
+    file = subprocess.list2cmdline([str(checkpoint)]) if os.name == "nt" else shlex.quote(str(checkpoint))
+    return f"nnUNetv2_train {number} {run.plan.configuration} {fold}{plans} -pretrained_weights {file}{device}"
 
 
 def log_start(run: Run, checkpoint: Path | None) -> None:
@@ -226,9 +232,17 @@ def _write_plans(run: Run) -> str:
     return write_stunet_plans(run.files.plans, run.plan.configuration, size).stem
 
 
+def process_rank() -> int:
+    """Number of this process in a distributed run; 0 for the one that speaks."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
 @contextmanager
 def _log_file(folder: Path) -> Iterator[None]:
-    """Write the library's log to ``training_log_<time>.txt`` for the duration of a run."""
+    """Write the library's log to ``training_log_<time>.txt`` for the duration of a run, on the first process."""
+    if process_rank():
+        yield
+        return
     stamp = datetime.now().astimezone().strftime("%Y_%m_%d_%H_%M_%S")
     handler = logging.FileHandler(folder / f"training_log_{stamp}.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

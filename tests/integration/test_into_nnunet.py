@@ -294,7 +294,7 @@ def test_route_3_our_trainer_fine_tunes_an_stunet_and_predicts(home, trainers, s
 
 
 def assert_predicts(home, folders, name, tmp_path):
-    import SimpleITK as sitk
+    import SimpleITK
 
     images = sorted((home.raw / home.dataset / "imagesTr").iterdir())[:2]
     (tmp_path / "in").mkdir()
@@ -305,11 +305,11 @@ def assert_predicts(home, folders, name, tmp_path):
     env = {**home.environment, "nnUNet_extTrainer": os.pathsep.join(map(str, folders))}
     run_command(("nnUNetv2_predict", *task, "-tr", f"Short{name}", *machine), env)
     for image in images:
-        expected = sitk.ReadImage(str(image))
-        labels = sitk.ReadImage(str(tmp_path / "out" / image.name.replace("_0000", "")))
+        expected = SimpleITK.ReadImage(str(image))
+        labels = SimpleITK.ReadImage(str(tmp_path / "out" / image.name.replace("_0000", "")))
         assert labels.GetSize() == expected.GetSize()
         assert labels.GetSpacing() == pytest.approx(expected.GetSpacing())
-        assert set(np.unique(sitk.GetArrayFromImage(labels))) <= {0, 1, 2}
+        assert set(np.unique(SimpleITK.GetArrayFromImage(labels))) <= {0, 1, 2}
 
 
 def test_route_4_our_trainer_takes_an_encoder_only_file(home, trainers, resenc, tmp_path):

@@ -193,7 +193,7 @@ def test_a_full_disk_stops_the_run_and_the_previous_checkpoint_is_intact(dataset
 
 def test_a_folder_with_a_run_is_protected(dataset, tmp_path):
     pretrain(config(tmp_path, epochs=1))
-    with pytest.raises(ValueError, match=r"already holds a run. Continue it with --c, or choose another folder with -o"):
+    with pytest.raises(ValueError, match=r"already holds a run\. Continue it with --c, or choose another"):
         pretrain(config(tmp_path, epochs=1, method="SparK"))
     with pytest.raises(ValueError, match="with other settings: epochs was 1, is 2"):
         pretrain(config(tmp_path, epochs=2), resume=True)
