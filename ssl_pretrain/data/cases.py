@@ -102,7 +102,7 @@ class Cases:
             raise _corrupt(self.file(identifier), error) from error
 
     def _open(self, identifier: str, *, header_only: bool = False) -> Any:
-        """Something with a shape that can be sliced; a ``.npz`` is decompressed whole, if more than its shape is asked."""
+        """Something with a shape that can be sliced; a ``.npz`` is decompressed whole, or its header alone."""
         file = self.file(identifier)
         if not file.is_file():
             raise CaseError(f"Case {identifier!r} has no image: {file} does not exist. Run nnUNetv2_preprocess again.")

@@ -75,9 +75,10 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
     check_output(run, resume)
     run.folder.mkdir(parents=True, exist_ok=True)
     with _log_file(run.folder):
+        # Before training: a plans file that contradicts must not be found out after a thousand epochs.
+        plans_name = _write_plans(run)
         history = _fit(run, checkpoint)
         final = run.folder / FINAL
-        plans_name = _write_plans(run)
         command = finetune_command(run, final, plans_name)
         log.info("Finished: %s", final)
     return Result(run.folder, final, history.rows, command)
