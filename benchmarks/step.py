@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -163,6 +162,8 @@ def peak_memory(args: argparse.Namespace) -> float:
     """GiB: allocated on the GPU, or the process's resident maximum on the CPU."""
     if args.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**30
+    import resource  # not on Windows
+
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

@@ -51,7 +51,7 @@ def build_parser(method: str = "AnatoMask", explicit: bool = False) -> argparse.
 
 
 def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
-    parser.add_argument("-m", dest="method", default=method, help=f"AnatoMask or SparK (default: {method})")
+    parser.add_argument("-m", dest="method", help=f"AnatoMask or SparK (default: {method})")
     parser.add_argument("-p", dest="plans", help="name of the plans (default: nnUNetPlans)")
     parser.add_argument(
         "-network",
@@ -98,8 +98,12 @@ def _add_explicit(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--plans", dest="plans_file", metavar="FILE", help="the plans file")
 
 
-def config_from(given: dict[str, Any]) -> PretrainConfig:
+def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainConfig:
     """The configuration of a command line: a file, or the run that is continued, overridden by flags.
+
+    Args:
+        given: what was typed.
+        method: the method where neither flags nor file name one.
 
     Raises:
         ValueError, FileNotFoundError: bad values; says what is allowed.
@@ -116,14 +120,18 @@ def config_from(given: dict[str, Any]) -> PretrainConfig:
     flags.pop("dry_run", None)
     flags = _with_files(flags)
     content = read_settings(Path(file)) if file else {}
-    config = PretrainConfig.from_dict({**content, **flags})
+    config = PretrainConfig.from_dict({"method": method, **content, **flags})
     if resume:
         stored = resolve_folder(config) / "config.json"
         if stored.is_file():
             # A continued run is what it was; only what is typed again counts as a wish.
             content = read_settings(stored)
-            same_method = content.get("method") == config.method
-            config = PretrainConfig.from_dict({**content, **flags} if same_method else {**flags})
+            if flags.get("method", content.get("method")) != content.get("method"):
+                raise ValueError(
+                    f"{stored.parent} holds a run of {content.get('method')}, not of {flags['method']}. Continue with the "
+                    "same method, or choose another folder with -o."
+                )
+            config = PretrainConfig.from_dict({**content, **flags})
     return config.with_settings(settings)
 
 
@@ -171,7 +179,7 @@ def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", expl
     try:
         # A console command does not look for modules in the current folder; -network package.module:Class should.
         sys.path.append(str(Path.cwd()))
-        config = config_from(given)
+        config = config_from(given, method)
         if given.get("dry_run"):
             print(show(prepare(config)))
             return 0

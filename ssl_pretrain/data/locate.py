@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def find_dataset(dataset: str) -> Path:
     if len(found) > 1:
         raise ValueError(f"Dataset number {dataset} is ambiguous: {', '.join(found)}. Give the name.")
     if not found:
-        number = int(dataset) if dataset.isdigit() else dataset[7:10].lstrip("0") or "ID"
+        number = int(dataset) if dataset.isdigit() else dataset_number(dataset)
         raise FileNotFoundError(
             f"Dataset {dataset} is not in {root}. There: {', '.join(known) or 'none'}. If it is a raw dataset, run: "
             f"nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres"
@@ -197,7 +198,7 @@ def check_preprocessed(files: DatasetFiles, plan: Plan) -> None:
     if not files.data.is_dir() or not any(files.data.iterdir()):
         raise FileNotFoundError(
             f"{plan.configuration} of {files.name} is not preprocessed yet: {files.data} is missing or empty. Run: "
-            f"nnUNetv2_preprocess -d {_number(files.name)} -plans_name {plan.name} -c {plan.configuration}"
+            f"nnUNetv2_preprocess -d {dataset_number(files.name)} -plans_name {plan.name} -c {plan.configuration}"
         )
 
 
@@ -216,8 +217,10 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
 
 
-def _number(name: str) -> str:
-    return name[7:10].lstrip("0") if name.startswith("Dataset") else name
+def dataset_number(name: str) -> str:
+    """``Dataset004_Hippocampus`` -> ``4``; what has no number stays as it is."""
+    match = re.match(r"Dataset0*(\d+)_", name)
+    return match[1] if match else name
 
 
 def _three_d(configurations: Iterable[str]) -> str:

@@ -150,7 +150,6 @@ class STUNet(nn.Module):
         steps = [as_triple(stride, "strides") for stride in strides]
         kernels = [_odd(as_triple(kernel, "kernel_sizes")) for kernel in kernel_sizes]
         self.features_per_stage, self.strides = widths, steps
-        self.features_per_stage, self.strides = widths, steps
         coarse_to_fine = range(n_stages - 1, 0, -1)
 
         self.conv_blocks_context = nn.ModuleList(

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssl_pretrain.config import PretrainConfig
+from ssl_pretrain.data.locate import dataset_number
 from ssl_pretrain.training.checkpoints import (
     BEST,
     FINAL,
@@ -191,7 +192,7 @@ def export(run: Run, epoch: int) -> dict[str, Any]:
 def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
     """The command that fine-tunes with nnU-Net's own trainer, or for a user's own network what to do instead."""
     fold = run.config.fold
-    number = run.files.name[7:10].lstrip("0") if run.files.name.startswith("Dataset") else run.files.name
+    number = dataset_number(run.files.name)
     if ":" in run.config.network:
         return (
             f"# {run.config.network} is a network of your own: load {checkpoint} into it with "

@@ -83,6 +83,20 @@ def test_continuing_takes_the_settings_of_the_run(dataset, capsys):
     assert "with other settings: epochs was 1, is 3" in capsys.readouterr().err
 
 
+def test_a_file_and_a_continued_run_name_their_method(dataset, tmp_path, capsys):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"method": "SparK"}))
+    parse = build_parser().parse_args
+    assert config_from(vars(parse(["7", "3d_fullres", "0", "-config", str(file)]))).method == "SparK"
+    assert config_from(vars(parse(["7", "3d_fullres", "0"]))).method == "AnatoMask"
+    assert config_from(vars(parse(["7", "3d_fullres", "0"])), "SparK").method == "SparK"
+    out = ["-o", str(tmp_path / "spark")]
+    assert run("-m", "SparK", *out) == 0
+    assert main(["7", "3d_fullres", "0", "--c", "-device", "cpu", *out]) == 0
+    assert main(["7", "3d_fullres", "0", "--c", "-device", "cpu", "-m", "AnatoMask", *out]) == 1
+    assert "holds a run of SparK, not of AnatoMask" in capsys.readouterr().err
+
+
 def test_the_five_explicit_inputs_of_anatomask(dataset, tmp_path, capsys):
     explicit = [
         "--preprocessed_dataset_folder",

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.crops import TRAIN, VALIDATION, CropDataset, CropSampler, place_range
-from ssl_pretrain.data.module import CropData, FixedSampler
+from ssl_pretrain.data.module import CropData, FixedSampler, one_thread
 from ssl_pretrain.data.spatial import CropConfig
 from ssl_pretrain.data.splits import Fold
 
@@ -36,10 +36,19 @@ def test_a_crop_is_a_pure_function_of_seed_stream_and_number(cases):
     assert not torch.equal(a[0]["image"], crops(cases, stream=VALIDATION)[0]["image"])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_number_of_workers_does_not_change_the_crops(cases, workers):
+@pytest.mark.parametrize(("workers", "start"), [(2, None), (1, "spawn")])
+def test_the_number_of_workers_does_not_change_the_crops(cases, workers, start):
+    """Spawned processes are what Windows and macOS have."""
+
     def batches(count):
-        loader = DataLoader(crops(cases), batch_size=2, sampler=CropSampler(3, 2, epoch=1), num_workers=count)
+        loader = DataLoader(
+            crops(cases),
+            batch_size=2,
+            sampler=CropSampler(3, 2, epoch=1),
+            num_workers=count,
+            worker_init_fn=one_thread,
+            multiprocessing_context=start if count else None,
+        )
         return [b["image"] for b in loader]
 
     for ours, theirs in zip(batches(0), batches(workers), strict=True):
