@@ -84,7 +84,7 @@ def test_commands_that_pretrain_are_accepted(page, capsys):
             given = vars(build_parser(explicit=explicit).parse_args(arguments))
         except SystemExit:
             pytest.fail(f"{name_of(page)}: {shlex.join(command)}\n{capsys.readouterr().err}")
-        config = PretrainConfig(dataset="4", method=given["method"])
+        config = PretrainConfig(dataset="4", method=given.get("method", "AnatoMask"))
         config.with_settings(parse_settings(given.get("settings", [])))
 
 

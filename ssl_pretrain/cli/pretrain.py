@@ -128,8 +128,8 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
             content = read_settings(stored)
             if flags.get("method", content.get("method")) != content.get("method"):
                 raise ValueError(
-                    f"{stored.parent} holds a run of {content.get('method')}, not of {flags['method']}. Continue with the "
-                    "same method, or choose another folder with -o."
+                    f"{stored.parent} holds a run of {content.get('method')}, not of {flags['method']}. Continue "
+                    "with the same method, or choose another folder with -o."
                 )
             config = PretrainConfig.from_dict({**content, **flags})
     return config.with_settings(settings)

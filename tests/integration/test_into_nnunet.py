@@ -61,6 +61,11 @@ class Short{name}(BASE):
         }}
         Path(self.output_folder, "facts.json").write_text(json.dumps(facts))
 
+    def perform_actual_validation(self, save_probabilities=False):
+        # Three whole cases: for the stock trainer alone, to save time.
+        if BASE is nnUNetTrainer:
+            super().perform_actual_validation(save_probabilities)
+
     def write_down(self, moment):
         torch.save(self.network.state_dict(), Path(self.output_folder) / f"{{moment}}.pth")
 """
