@@ -29,6 +29,7 @@ class Finder:  # as setuptools installs it for an editable package: behind the s
             return importlib.util.spec_from_file_location(name, sys.argv[2], submodule_search_locations=[])
 
 sys.meta_path.append(Finder)
+sys.path.append(sys.argv[3])  # multiprocessing hands a started process the path of the one that started it
 runpy.run_path(sys.argv[1], run_name="imported by a reading process")
 import nnunetv2
 print(nnunetv2.__file__)
@@ -175,8 +176,9 @@ def test_the_scripts_do_not_hide_an_editable_nnunet(script, tmp_path):
     elsewhere.parent.mkdir(parents=True)
     elsewhere.touch()
     # -S: no site-packages, so that the only nnU-Net is the editable one.
+    arguments = map(str, (REPOSITORY / "ssl_pretrain" / script, elsewhere, REPOSITORY))
     done = subprocess.run(
-        [sys.executable, "-S", "-c", EDITABLE_NNUNET, str(REPOSITORY / "ssl_pretrain" / script), str(elsewhere)],
+        [sys.executable, "-S", "-c", EDITABLE_NNUNET, *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import signal
+from functools import cache
 from typing import Any
 
 import torch
@@ -79,6 +83,8 @@ class CropData(LightningDataModule):
         return self._loader(self.val_crops, FixedSampler(self.val_iterations, self.batch_size, rank, world))
 
     def _loader(self, crops: CropDataset, sampler: CropSampler) -> DataLoader[dict[str, Any]]:
+        if self.num_workers:
+            end_workers_at_exit()
         return ResumableLoader(
             crops,
             batch_size=self.batch_size,
@@ -86,7 +92,7 @@ class CropData(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=one_thread if self.num_workers else None,
+            worker_init_fn=start_worker if self.num_workers else None,
             # A generator of its own: making an iterator must not advance the global random state.
             generator=torch.Generator(),
         )
@@ -99,6 +105,25 @@ class FixedSampler(CropSampler):
         """Ignored: every epoch validates on the same crops."""
 
 
-def one_thread(_: int) -> None:
-    """A reading process computes on one thread; the cores belong to the others and to training."""
+def start_worker(_: int) -> None:
+    """Set up a reading process: one thread, and deaf to SIGTERM.
+
+    Clusters and ``kill`` of a process group send SIGTERM to the reading processes too. One that dies of it makes the
+    training process fail in the middle of a step, before it can save.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@cache
+def end_workers_at_exit() -> None:
+    """Kill what is left of the reading processes when the interpreter ends.
+
+    Python would send them SIGTERM and wait, which would be for ever. Registered later, this runs earlier.
+    """
+
+    def kill() -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    atexit.register(kill)

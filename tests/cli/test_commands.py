@@ -1,6 +1,11 @@
 """The command as a user types it: flags, messages, exit status."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -161,6 +166,24 @@ def test_a_broken_case_is_named_whoever_reads_it(dataset, capsys, workers):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("Error: ")
     assert "holds NaN or Inf. Remove the case from the dataset or repair its image" in error
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to signal")
+def test_sigterm_to_the_whole_process_group_saves_and_ends_with_143(dataset, tmp_path):
+    """Clusters signal every process of a job, the reading ones too."""
+    out = tmp_path / "stopped"
+    arguments = ["7", "3d_fullres", "0", "-epochs", "500", "-iters", "50", "-val_iters", "1", "-num_workers", "2"]
+    command = [sys.executable, "-m", "ssl_pretrain.cli.pretrain", *arguments, "-device", "cpu", "-o", str(out)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 240
+    while not (out / "checkpoint_latest.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 143, output[-2000:]
+    assert "Asked to terminate: stopped after step" in output
+    step = torch.load(out / "checkpoint_latest.ckpt", weights_only=True)["global_step"]
+    assert f"stopped after step {step}" in output
 
 
 def test_a_truncated_case_stops_before_training(dataset, capsys):

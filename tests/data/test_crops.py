@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.crops import TRAIN, VALIDATION, CropDataset, CropSampler, place_range
-from ssl_pretrain.data.module import CropData, FixedSampler, one_thread
+from ssl_pretrain.data.module import CropData, FixedSampler, start_worker
 from ssl_pretrain.data.spatial import CropConfig
 from ssl_pretrain.data.splits import Fold
 
@@ -46,7 +46,7 @@ def test_the_number_of_workers_does_not_change_the_crops(cases, workers, start):
             batch_size=2,
             sampler=CropSampler(3, 2, epoch=1),
             num_workers=count,
-            worker_init_fn=one_thread,
+            worker_init_fn=start_worker,
             multiprocessing_context=start if count else None,
         )
         return [b["image"] for b in loader]
