@@ -17,6 +17,8 @@ from ssl_pretrain.data.phantoms import write_phantom_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+SHARED_DATA = Path(os.environ.get("ANATOMASK_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
+
 HIPPOCAMPUS_CASES = 12
 
 TINY = (
@@ -124,10 +126,9 @@ def plan_and_preprocess(home: Home) -> Home:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The real datasets; tests that need them are skipped where they are absent."""
-    folder = Path(os.environ.get("ANATOMASK_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip(f"the real datasets are not in {folder} (ANATOMASK_TEST_DATA can name their folder)")
-    return folder
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real datasets are not in {SHARED_DATA} (ANATOMASK_TEST_DATA can name their folder)")
+    return SHARED_DATA
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ class NetworkRequest:
 
 def build_stunet(size: str, request: NetworkRequest) -> Backbone:
     """STU-Net of a published size with the strides of the plans."""
-    kwargs = stunet_kwargs(size, request.architecture["arch_kwargs"]["strides"])
+    kwargs = stunet_kwargs(size, request.architecture["arch_kwargs"].get("strides", ()))
     network = STUNet(request.input_channels, request.num_classes, deep_supervision=True, **kwargs)
     backbone = wrap_network(network, request.input_channels)
     backbone.architecture = f"{STUNet.__module__}.{STUNet.__name__}"

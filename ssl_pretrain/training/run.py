@@ -200,8 +200,9 @@ def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
         )
     plans = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
     device = "" if run.config.device == "cuda" else f" -device {run.config.device}"
-    # A path may have spaces; cmd and PowerShell take double quotes only.
-    file = subprocess.list2cmdline([str(checkpoint)]) if os.name == "nt" else shlex.quote(str(checkpoint))
+    # The command has to work from any folder, and a path may have spaces; Windows takes double quotes only.
+    path = str(checkpoint.absolute())
+    file = subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(path)
     return f"nnUNetv2_train {number} {run.plan.configuration} {fold}{plans} -pretrained_weights {file}{device}"
 
 

@@ -1,4 +1,5 @@
-"""The five routes from a pretrained file into nnU-Net, each with the real commands on real images.
+"""The five routes from a pretrained file into nnU-Net, each with the real commands: on a dozen real images, or on
+phantoms where the real ones are absent.
 
 nnU-Net's trainers run 1000 epochs, so every route uses a *short* trainer in a user's own folder on
 ``nnUNet_extTrainer``: the trainer of the route with one epoch of two steps. It writes down the network right after it
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, Home, run_command
+from conftest import REPOSITORY, SHARED_DATA, TINY, Home, run_command
 
 from ssl_pretrain.transfer.extension import extension_folder, trainer_environment
 
@@ -123,8 +124,9 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def home(hippocampus, tmp_path_factory):
-    copied = hippocampus.copy(tmp_path_factory.mktemp("routes of a user"))
+def home(request, tmp_path_factory):
+    original = request.getfixturevalue("hippocampus" if SHARED_DATA.is_dir() else "phantoms")
+    copied = original.copy(tmp_path_factory.mktemp("routes of a user"))
     run_command(("nnUNetv2_plan_experiment", "-d", copied.number, "-pl", "nnUNetPlannerResEncM"), copied.environment)
     return copied
 
@@ -158,8 +160,8 @@ def trainers(tmp_path_factory):
 
 def pretrain(home: Home, *flags):
     args = ("nnUNetv2_pretrain", home.number, CONFIGURATION, FOLD, *flags, *TINY)
-    done = run_command(args, home.environment)
-    file = Path(re.findall(r"Finished: (.*)", done.stdout)[-1].strip())
+    done = run_command(args, home.environment, cwd=home.root)
+    file = home.root / re.findall(r"Finished: (.*)", done.stdout)[-1].strip()
     return Pretrained(done.stdout, file, torch.load(file, weights_only=True))
 
 
@@ -177,8 +179,8 @@ def stunet(home):
 
 @pytest.fixture(scope="module")
 def resenc(home):
-    """A residual encoder U-Net with a stem, pretrained with AnatoMask."""
-    return pretrain(home, "-p", RESENC_PLANS)
+    """A residual encoder U-Net with a stem, pretrained with AnatoMask into a folder beside the user."""
+    return pretrain(home, "-p", RESENC_PLANS, "-o", "my output")
 
 
 def train(home: Home, folders, name, *flags, env=None, command=None):
@@ -231,10 +233,14 @@ def target_network(home, plans_name, seed):
         plans.network_arch_init_kwargs,
         plans.network_arch_init_kwargs_req_import,
         1,
-        3,
+        len(labels_of(home)),
         allow_init=True,
         deep_supervision=True,
     )
+
+
+def labels_of(home):
+    return set(json.loads((home.folder / "dataset.json").read_text(encoding="utf-8"))["labels"].values())
 
 
 @pytest.mark.parametrize(
@@ -260,6 +266,12 @@ def test_the_file_is_complete_and_says_what_is_pretrained_in_it(request, home, n
     assert all(torch.equal(weights[key], fresh_network[key]) for key in fresh)
     assert not any(torch.equal(weights[key], fresh_network[key]) for key in trained if weights[key].ndim == 5)
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_the_printed_command_names_the_file_from_any_folder(home, resenc):
+    command = printed_command(resenc.stdout)
+    assert command[:5] == ("nnUNetv2_train", home.number, CONFIGURATION, FOLD, "-p")
+    assert command[command.index("-pretrained_weights") + 1] == str(home.root / "my output" / "checkpoint_final.pth")
 
 
 def test_route_1_stock_nnunet_loads_the_file_as_it_is(home, trainers, plain):
@@ -313,7 +325,7 @@ def assert_predicts(home, folders, name, tmp_path):
         labels = SimpleITK.ReadImage(str(tmp_path / "out" / image.name.replace("_0000", "")))
         assert labels.GetSize() == expected.GetSize()
         assert labels.GetSpacing() == pytest.approx(expected.GetSpacing())
-        assert set(np.unique(SimpleITK.GetArrayFromImage(labels))) <= {0, 1, 2}
+        assert set(np.unique(SimpleITK.GetArrayFromImage(labels))) <= labels_of(home)
 
 
 def test_route_4_our_trainer_takes_an_encoder_only_file(home, trainers, resenc, tmp_path):
