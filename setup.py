@@ -36,9 +36,10 @@ setup(
         "dynamic-network-architectures>=0.4.4,<0.5",
         "matplotlib>=3.7",
         "tensorboard>=2.16",
+        "tqdm>=4.57",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.90"],
+        "test": ["pytest>=8", "hypothesis>=6.90", "setuptools>=70.1"],
         "spconv": ["spconv-cu126>=2.3.8; platform_system == 'Linux'"],
         "dev": [
             "pytest>=8",

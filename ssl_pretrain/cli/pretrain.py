@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
+
 if TYPE_CHECKING:
     from ssl_pretrain.config import PretrainConfig
 
@@ -204,17 +206,21 @@ def message_of(error: Exception) -> str:
     return text
 
 
+class AboveTheBar(logging.Handler):
+    """Shows log lines on stdout, above a progress bar that may be running."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        tqdm.write(record.getMessage(), file=sys.stdout)
+
+
 def set_up_console() -> None:
     """The library logs, the command shows it; Lightning's hints about things we decided on are left out."""
     from ssl_pretrain.training.run import process_rank
 
     logger = logging.getLogger("ssl_pretrain")
-    if not any(
-        isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler) for h in logger.handlers
-    ):
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    if not any(isinstance(handler, AboveTheBar) for handler in logger.handlers):
+        logger.addHandler(AboveTheBar())
     # One process speaks; the others of a distributed run say what is wrong.
     logger.setLevel(logging.ERROR if process_rank() else logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):

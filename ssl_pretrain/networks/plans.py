@@ -21,19 +21,25 @@ def build_plans_backbone(architecture: Mapping[str, Any], input_channels: int, n
         num_classes: segmentation heads.
 
     Raises:
-        ValueError: the network has no encoder of stages that could be pretrained, or is not 3-D.
+        ValueError: the network cannot be built, or has no encoder of stages that could be pretrained.
     """
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    network: nn.Module = get_network_from_plans(
-        architecture["network_class_name"],
-        architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-        input_channels,
-        num_classes,
-        allow_init=True,
-        deep_supervision=True,
-    )
+    try:
+        network: nn.Module = get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            input_channels,
+            num_classes,
+            allow_init=True,
+            deep_supervision=True,
+        )
+    except (ImportError, TypeError) as error:
+        raise ValueError(
+            f"The plans' network {architecture['network_class_name']} cannot be built the way nnU-Net builds a U-Net: "
+            f"{error}. Use plans of a PlainConvUNet, ResidualEncoderUNet or STU-Net, or -network package.module:Class."
+        ) from error
     backbone = wrap_network(network, input_channels)
     backbone.architecture = architecture["network_class_name"]
     backbone.architecture_kwargs = dict(architecture["arch_kwargs"])

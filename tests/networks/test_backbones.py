@@ -80,6 +80,26 @@ def test_a_network_without_staged_encoder_is_refused_with_the_way_out():
         wrap_network(nn.Conv3d(1, 1, 1), 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no.such.Network", "no.such.Network cannot be built"),
+        ("torch.nn.Identity", "Identity cannot be pretrained"),
+        ("torch.nn.Conv3d", "Conv3d cannot be built .* unexpected keyword argument"),
+    ],
+)
+def test_plans_of_another_kind_of_network_say_what_to_use(name, message):
+    arch = {**architecture(), "network_class_name": name}
+    with pytest.raises(ValueError, match=message):
+        build_backbone("plans", architecture=arch, input_channels=1, num_classes=2, patch=(16, 16, 16))
+
+
+def test_stunet_needs_plans_with_strides():
+    arch = {**architecture(), "arch_kwargs": {}}
+    with pytest.raises(ValueError, match="STU-Net needs the strides of a plan"):
+        build_backbone("STUNet_small", architecture=arch, input_channels=1, num_classes=2, patch=(16, 16, 16))
+
+
 def test_plans_that_name_stunet_work_as_plans():
     """What `-p nnUNetPlans_STUNet_small` gives."""
     stunet = backbone("STUNet_small")
