@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ssl_pretrain.data.spatial import CropConfig
-from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.methods import OptimizerConfig, find_method
 
 Precision = Literal["auto", "32", "bf16", "16"]
 Device = Literal["cuda", "cpu", "mps"]
 
-MAY_CHANGE = frozenset({"num_workers", "device", "picture_every", "output_folder"})
+MAY_CHANGE = frozenset({"num_workers", "picture_every", "output_folder"})
 """Settings that a continued run may change: they do not touch what is computed."""
 
 T = TypeVar("T")
@@ -78,6 +78,10 @@ class PretrainConfig:
     crops: CropConfig = field(default_factory=CropConfig)
 
     def __post_init__(self) -> None:
+        for name in ("dataset", "fold"):
+            object.__setattr__(self, name, str(getattr(self, name)))
+        if self.patch_size is not None:
+            object.__setattr__(self, "patch_size", as_triple(self.patch_size, "patch_size"))
         expected = find_method(self.method).Config
         if self.task is None:
             object.__setattr__(self, "task", expected())

@@ -23,7 +23,7 @@ def test_published_defaults():
     assert (spark.lr, anatomask.lr) == (2e-4, 1e-4)
     for task in (spark, anatomask):
         assert (task.betas, task.weight_decay, task.clip) == ((0.9, 0.999), 1e-5, 12.0)
-        assert (task.warmup_epochs, task.warmup_start_lr, task.mask_ratio) == (20, 1e-6, 0.6)
+        assert (task.warmup(1000), task.warmup(20), task.warmup_start_lr, task.mask_ratio) == (20, 2, 1e-6, 0.6)
     assert (anatomask.ema_start, anatomask.ema_end, anatomask.hard_share) == (0.999, 0.9999, 0.5)
     assert (config().epochs, config().iters, config().val_iters) == (1000, 250, 50)
 
@@ -97,10 +97,17 @@ def test_a_whole_number_is_no_boolean_and_text_is_text():
     assert convert("x", "true", bool) is True
     with pytest.raises(ValueError, match="is not a whole number"):
         convert("x", True, int)
-    assert convert("x", "None", str | None) is None or convert("x", "None", str | None) == "None"
+    assert convert("x", "None", int | None) is None
+
+
+def test_numbers_stand_for_dataset_and_fold():
+    made = PretrainConfig(dataset=4, fold=0)
+    assert (made.dataset, made.fold) == ("4", "0")
+    with pytest.raises(ValueError, match="patch_size must be one or three positive whole numbers"):
+        config(patch_size=(0, 16, 16))
 
 
 def test_differences_leave_out_what_may_change():
     a = config(epochs=4, num_workers=1)
-    assert a.differences(config(epochs=4, num_workers=8, device="cpu")) == {}
+    assert a.differences(config(epochs=4, num_workers=8, picture_every=1)) == {}
     assert a.differences(config(epochs=5).with_settings({"lr": "0.1"})) == {"epochs": (4, 5), "lr": (1e-4, 0.1)}

@@ -172,13 +172,17 @@ def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", expl
     """Run the command; returns the exit status, with errors as one line on stderr."""
     given = vars(build_parser(method, explicit).parse_args(arguments))
     from ssl_pretrain.cli.dry_run import show
-    from ssl_pretrain.training.guards import NonFiniteLossError, PreemptedError
+    from ssl_pretrain.training.checkpoints import NonFiniteLossError
+    from ssl_pretrain.training.guards import PreemptedError
     from ssl_pretrain.training.prepare import prepare
     from ssl_pretrain.training.run import pretrain
 
     # After the imports: Lightning sets the levels of its loggers when it is imported.
     set_up_console()
     try:
+        # nnU-Net first: in a checkout of ours, the current folder has one of that name. Then:
+        import nnunetv2  # noqa: F401
+
         # A console command does not look for modules in the current folder; -network package.module:Class should.
         sys.path.append(str(Path.cwd()))
         config = config_from(given, method)
@@ -189,7 +193,7 @@ def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", expl
     except PreemptedError as stop:
         print(stop, file=sys.stderr)
         return EXIT_TERMINATED
-    except (ValueError, FileNotFoundError, OSError, TypeError, NonFiniteLossError) as error:
+    except (ValueError, OSError, NonFiniteLossError) as error:
         if os.environ.get("SSL_PRETRAIN_TRACEBACK"):
             raise
         print(f"\nError: {message_of(error)}", file=sys.stderr)

@@ -1,4 +1,8 @@
-"""Preprocessed cases on disk, read through nnU-Net's dataset classes. Only the voxels asked for are decompressed."""
+"""Preprocessed cases on disk, in nnU-Net's formats. Only the voxels asked for are decompressed.
+
+Which cases there are is asked of nnU-Net's dataset classes. The images are opened here: those classes open a case
+together with its segmentation, and pretraining needs none.
+"""
 
 from __future__ import annotations
 
@@ -98,6 +102,8 @@ class Cases:
     def _decompress(self, identifier: str, part: Sequence[slice]) -> npt.NDArray[np.float32]:
         try:
             return np.asarray(self._open(identifier)[(slice(None), *part)], dtype=np.float32)
+        except (CaseError, MemoryError):
+            raise
         except Exception as error:
             raise _corrupt(self.file(identifier), error) from error
 

@@ -41,6 +41,7 @@ class Plan:
         configuration: name of the configuration.
         architecture: ``network_class_name``, ``arch_kwargs``, ``_kw_requires_import``.
         patch: voxels per axis.
+        spacing: mm per voxel along each axis.
         batch_size: samples.
         input_channels: channels of the images.
         num_classes: segmentation heads.
@@ -53,6 +54,7 @@ class Plan:
     configuration: str
     architecture: dict[str, Any]
     patch: Triple
+    spacing: tuple[float, float, float]
     batch_size: int
     input_channels: int
     num_classes: int
@@ -160,6 +162,8 @@ def read_plan(plans_file: Path, dataset_json: Path, configuration: str) -> Plan:
 
     plans, dataset = read_json(plans_file), read_json(dataset_json)
     manager = PlansManager(plans)
+    if not isinstance(plans.get("configurations"), dict):
+        raise ValueError(f"{plans_file} is not a plans file of nnU-Net: it has no 'configurations'.")
     if configuration not in plans["configurations"]:
         raise ValueError(
             f"Configuration {configuration!r} is not in {plans_file}. There: {_three_d(plans['configurations'])}."
@@ -180,6 +184,7 @@ def read_plan(plans_file: Path, dataset_json: Path, configuration: str) -> Plan:
         configuration=configuration,
         architecture=dict(config.configuration["architecture"]),
         patch=as_triple(list(config.patch_size), "patch_size in the plans"),
+        spacing=(float(config.spacing[0]), float(config.spacing[1]), float(config.spacing[2])),
         batch_size=int(config.batch_size),
         input_channels=int(determine_num_input_channels(manager, config, dataset)),
         num_classes=int(manager.get_label_manager(dataset).num_segmentation_heads),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import signal
-from functools import cache
+import weakref
 from typing import Any
 
 import torch
@@ -83,9 +82,7 @@ class CropData(LightningDataModule):
         return self._loader(self.val_crops, FixedSampler(self.val_iterations, self.batch_size, rank, world))
 
     def _loader(self, crops: CropDataset, sampler: CropSampler) -> DataLoader[dict[str, Any]]:
-        if self.num_workers:
-            end_workers_at_exit()
-        return ResumableLoader(
+        loader = ResumableLoader(
             crops,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -96,6 +93,8 @@ class CropData(LightningDataModule):
             # A generator of its own: making an iterator must not advance the global random state.
             generator=torch.Generator(),
         )
+        atexit.register(kill_workers, weakref.ref(loader))
+        return loader
 
 
 class FixedSampler(CropSampler):
@@ -115,15 +114,11 @@ def start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-@cache
-def end_workers_at_exit() -> None:
-    """Kill what is left of the reading processes when the interpreter ends.
+def kill_workers(reference: weakref.ref[ResumableLoader]) -> None:
+    """Kill the reading processes of a loader that are left when the interpreter ends.
 
     Python would send them SIGTERM and wait, which would be for ever. Registered later, this runs earlier.
     """
-
-    def kill() -> None:
-        for process in multiprocessing.active_children():
-            process.kill()
-
-    atexit.register(kill)
+    loader = reference()
+    for process in getattr(getattr(loader, "_iterator", None), "_workers", ()):
+        process.kill()

@@ -7,11 +7,11 @@ are masked for certain in the student's input, more of them as training goes on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssl_pretrain.functional.losses import Difficulty, cell_difficulty
 from ssl_pretrain.functional.masking import count_hard, guided_mask, random_mask
@@ -63,10 +63,8 @@ class AnatoMask(SparK):
 
     def __init__(self, config: AnatoMaskConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
-        self.teacher = AveragedModel(self.student, multi_avg_fn=self._average, use_buffers=True)
+        self.teacher = AveragedModel(self.student, use_buffers=True)
         self.teacher.requires_grad_(False)
-        # AveragedModel starts by copying the student at its first update; the teacher is that copy already.
-        self.teacher.n_averaged.fill_(1)
 
     def hard_cells(self) -> int:
         """How many masked cells of a sample are chosen for their difficulty in the current epoch."""
@@ -111,7 +109,16 @@ class AnatoMask(SparK):
 
     def update_teacher(self) -> None:
         """Move the teacher towards the student; parameters and buffers alike."""
-        self.teacher.update_parameters(self.student)
+        # Not AveragedModel.update_parameters: it asks the GPU twice whether this is the first update.
+        decay = ema_decay(self.current_epoch, self.length.epochs, self.config.ema_start, self.config.ema_end)
+        pairs = zip(_tensors(self.teacher.module), _tensors(self.student), strict=True)
+        averaged, current = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
+        get_ema_multi_avg_fn(decay)(  # type: ignore[no-untyped-call]
+            list(averaged), list(current), None
+        )
+        for counter, value in zip(_tensors(self.teacher.module), _tensors(self.student), strict=True):
+            if not counter.is_floating_point():
+                counter.copy_(value)
 
     def log_values(self) -> dict[str, float]:
         """As SparK's, with the share of the masked cells that were chosen for being hard."""
@@ -121,14 +128,7 @@ class AnatoMask(SparK):
         """A guided mask also outside training, so that a picture shows the difficulty."""
         return self.choose_guided(image, generator)
 
-    def _average(self, averaged: Any, current: Any, _: Any) -> None:
-        decay = ema_decay(self.current_epoch, self.length.epochs, self.config.ema_start, self.config.ema_end)
-        _lerp(averaged, current, 1.0 - decay)
 
-
-def _lerp(averaged: list[Tensor], current: list[Tensor], weight: float) -> None:
-    """Multi-tensor step of the running average; integer counters are simply copied."""
-    if averaged[0].is_floating_point():
-        torch._foreach_lerp_(averaged, current, weight)
-    else:
-        torch._foreach_copy_(averaged, current)
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, without gradient."""
+    return [t.detach() for t in (*module.parameters(), *module.buffers())]

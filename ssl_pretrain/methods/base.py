@@ -20,6 +20,10 @@ TRAIN_STREAM, VALIDATION_STREAM = 1, 2
 """First element of the path from which the seeds of masks are derived."""
 
 
+PUBLISHED_WARMUP = 20.0
+"""Epochs; of runs of 1000."""
+
+
 class Batch(TypedDict):
     """What a loader yields.
 
@@ -69,7 +73,7 @@ class OptimizerConfig:
         lr: peak learning rate.
         betas: of AdamW.
         weight_decay: on weights of two or more dimensions; biases, norms and tokens are not decayed.
-        warmup_epochs: epochs of linear warm-up; capped at a tenth of the run.
+        warmup_epochs: epochs of linear warm-up; None for 20 (published), at most a tenth of the run.
         warmup_start_lr: learning rate at the first step.
         clip: norm to which the gradient is clipped.
     """
@@ -77,7 +81,7 @@ class OptimizerConfig:
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-5
-    warmup_epochs: float = 20.0
+    warmup_epochs: float | None = None
     warmup_start_lr: float = 1e-6
     clip: float = 12.0
 
@@ -86,8 +90,12 @@ class OptimizerConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}.")
         for name in ("weight_decay", "warmup_epochs", "warmup_start_lr"):
-            if not getattr(self, name) >= 0:
+            if not (getattr(self, name) or 0) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+
+    def warmup(self, epochs: int) -> float:
+        """Epochs of warm-up of a run of so many epochs."""
+        return min(PUBLISHED_WARMUP, epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,12 +182,13 @@ class Method(LightningModule, ABC):
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        # The fused kernel is several times faster on the CPU. On GPUs it would unscale gradients itself, which gradient
-        # clipping with loss scaling does not allow.
-        fused = True if self.device.type == "cpu" else None
+        # The fused kernel is several times faster on the CPU. It can unscale gradients itself, and Lightning therefore does
+        # not clip them in mixed precision.
+        mixed = self._trainer is not None and self.trainer.precision != "32-true"
+        fused = True if self.device.type == "cpu" and not mixed else None
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
         steps = self.length.epochs * self.length.iterations
-        warmup = round(min(config.warmup_epochs, self.length.epochs / 10) * self.length.iterations)
+        warmup = round(config.warmup(self.length.epochs) * self.length.iterations)
         start = min(config.warmup_start_lr / config.lr, 1.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps, start))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -100,6 +100,8 @@ def decoder_strides(strides: Sequence[Triple]) -> list[Triple]:
     """
     steps: list[Triple] = []
     for coarse, fine in zip(strides[:0:-1], strides[-2::-1], strict=True):
+        if any(c % f for c, f in zip(coarse, fine, strict=True)):
+            raise ValueError(f"Strides of feature maps must divide one another; {fine} does not divide {coarse}.")
         steps.append(cast("Triple", tuple(c // f for c, f in zip(coarse, fine, strict=True))))
     rest = list(strides[0])
     while max(rest) > 1:

@@ -134,6 +134,10 @@ class SparK(Method):
         check_patch(self.patch, setup.backbone.feature_maps[-1].stride)
         self.cell = config.mask_cell or default_cell(self.patch, strides)
         check_cell(self.cell, self.patch, strides)
+        if prod(self.cell) * setup.backbone.input_channels < 2:
+            raise ValueError(
+                f"Mask cell {self.cell} is a single number, which has no variance. Choose a larger -mask_cell."
+            )
         self.grid = grid_of(self.patch, self.cell)
         self.masked = count_masked(prod(self.grid), config.mask_ratio)
         norm = _decoder_norm(config, setup)
@@ -209,7 +213,8 @@ def _freeze_unused(network: nn.Module, student: nn.Module) -> None:
     """Parameters that the pretext task never touches get no gradient: no optimiser state, no waiting for it in DDP."""
     used = {id(p) for p in student.parameters()}
     for parameter in network.parameters():
-        parameter.requires_grad_(id(parameter) in used)
+        if id(parameter) not in used:
+            parameter.requires_grad_(False)
 
 
 def _unrated_to_nan(difficulty: Tensor) -> Tensor:

@@ -106,12 +106,15 @@ def _measure_maps(network: nn.Module, path: str, input_channels: int) -> list[Fe
     size = tuple(2 * r for r in ratio)
     was_training = network.training
     network.eval()
-    with torch.no_grad():
-        maps: Sequence[Tensor] = network(torch.zeros(1, input_channels, *size), hierarchical=True)
+    maps: Sequence[Tensor] = network(torch.zeros(1, input_channels, *size), hierarchical=True)
+    _freeze_bystanders(network, maps)
     network.train(was_training)
     found = [int(m.shape[1]) for m in maps]
     if found != declared:
         raise ValueError(f"-network {path}: declares feature maps of {declared} channels, but returns {found}.")
+    if any(s % n for m in maps for s, n in zip(size, m.shape[2:], strict=True)):
+        shapes = [tuple(m.shape[2:]) for m in maps]
+        raise ValueError(f"-network {path}: maps of {shapes} voxels do not divide an input of {size} voxels.")
     strides = [as_triple([s // n for s, n in zip(size, m.shape[2:], strict=True)], "stride") for m in maps]
     if strides[-1] != ratio or sorted(strides) != strides:
         raise ValueError(
@@ -119,6 +122,14 @@ def _measure_maps(network: nn.Module, path: str, input_channels: int) -> list[Fe
             f"{strides}."
         )
     return [FeatureMap(c, s) for c, s in zip(found, strides, strict=True)]
+
+
+def _freeze_bystanders(network: nn.Module, maps: Sequence[Tensor]) -> None:
+    """Parameters that no feature map depends on (a classifier's head) are not trained and not called pretrained."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad([m.sum() for m in maps], parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def _input_projections(network: nn.Module, input_channels: int) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def convert(module: nn.Module, mask: SparseMask) -> None:
 
     Raises:
         TypeError: a layer has parameters and no mask-aware version; names it and the supported types. Nothing was
-            changed then.
+            changed then. Or the layers belong to another mask already.
     """
     found = dict(module.named_modules())
     unsupported = [f"{name} ({type(layer).__name__})" for name, layer in found.items() if not _is_supported(layer)]
@@ -42,6 +42,12 @@ def convert(module: nn.Module, mask: SparseMask) -> None:
             f"These layers cannot be made mask-aware: {', '.join(unsupported)}. Supported: "
             f"{', '.join(t.__name__ for t in MASKED)} (AdaptiveAvgPool3d with output size 1), and layers without "
             "parameters that map 0 to 0."
+        )
+    taken = [name for name, layer in found.items() if getattr(layer, "sparse_mask", mask) is not mask]
+    if taken:
+        raise TypeError(
+            f"The layers of this encoder already follow the mask of another method ({', '.join(taken[:3])}). Build a "
+            "network for each method."
         )
     for layer in found.values():
         if type(layer) in MASKED:

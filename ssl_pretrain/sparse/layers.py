@@ -1,8 +1,9 @@
 """Mask-aware versions of the layers a convolutional encoder is made of (masked-dense: compute, then mask).
 
 Each class adds the mask to a PyTorch layer and nothing else: same parameters, same keys, same hyper-parameters. With
-everything visible each equals its dense parent; masked voxels are exactly 0 after each; no layer looks at the value of
-a masked voxel. Idea: submanifold convolution as SparK uses it (Tian et al. 2023, arXiv 2301.03580).
+everything visible each equals its dense parent, and masked voxels are exactly 0 after each. Norms and pools ignore
+what masked voxels hold; a convolution relies on it being 0, which the layers before it and the masked input see to.
+Idea: submanifold convolution as SparK uses it (Tian et al. 2023, arXiv 2301.03580).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class MaskedMaxPool3d(MaskedLayer, nn.MaxPool3d):
 
 
 class MaskedAvgPool3d(MaskedLayer, nn.AvgPool3d):
-    """Mean over the visible voxels of each window."""
+    """Mean over the visible voxels of each window; into a map coarser than the grid, masked voxels count as 0."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, C, D', H', W')."""
@@ -168,7 +169,8 @@ class MaskedLayerNorm(MaskedLayer, nn.LayerNorm):
 def _affine(standard: Tensor, visible: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Scale and shift the visible voxels."""
     if weight is None or bias is None:
-        return standard
+        # A copy: the original is kept for the backward pass, and an activation in place may follow.
+        return standard.clone()
     shape = (1, -1, 1, 1, 1)
     y = standard * weight.view(shape).to(standard.dtype)
     return y.addcmul_(bias.view(shape).to(standard.dtype), visible)

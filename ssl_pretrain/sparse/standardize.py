@@ -17,12 +17,13 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, visible: Tensor, count: Tensor, dims: list[int], eps: float) -> Any:
         dtype = statistics_dtype(x)
-        seen = x * visible
-        mean = seen.sum(dims, keepdim=True, dtype=dtype) / count
-        centred = seen.sub_(mean.to(x.dtype)).mul_(visible)
+        # In the precision of the statistics throughout: a mean rounded to bfloat16 would shift every voxel.
+        seen = x.to(dtype) * visible
+        mean = seen.sum(dims, keepdim=True) / count
+        centred = seen.sub_(mean).mul_(visible)
         var = torch.linalg.vector_norm(centred, dim=dims, keepdim=True, dtype=dtype).square_() / count
         rstd = (var + eps).rsqrt()
-        standard = centred.mul_(rstd.to(x.dtype))
+        standard = centred.mul_(rstd).to(x.dtype)
         ctx.save_for_backward(standard, visible, rstd, count)
         ctx.dims = dims
         ctx.mark_non_differentiable(mean, var)

@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
 
 from ssl_pretrain.training.history import History
 from ssl_pretrain.transfer.files import save_atomic
@@ -23,6 +24,31 @@ LATEST, PREVIOUS = "checkpoint_latest.ckpt", "checkpoint_previous.ckpt"
 BEST, FINAL = "checkpoint_best.pth", "checkpoint_final.pth"
 
 
+class NonFiniteLossError(ArithmeticError):
+    """Loss or weights became NaN or Inf; the message names the step and the last good checkpoint."""
+
+
+def check_finite(module: nn.Module, step: int, folder: Path) -> None:
+    """Refuse to save weights that are not finite: a finite loss can have a gradient that is not.
+
+    Raises:
+        NonFiniteLossError: names the step and the last good checkpoint.
+    """
+    norms = torch.stack([p.detach().float().norm() for p in module.parameters() if p.requires_grad])
+    if not bool(torch.isfinite(norms).all()):
+        raise NonFiniteLossError(
+            f"The weights are NaN or Inf after step {step}: a gradient was, though no loss. {last_good(folder)} Lower "
+            "-lr, or use -precision 32, then continue with --c."
+        )
+
+
+def last_good(folder: Path) -> str:
+    """Where the last good checkpoint is, as a sentence."""
+    good = folder / LATEST
+    kept = f"The last good checkpoint is {good}" if good.exists() else "No checkpoint had been saved yet"
+    return f"{kept}; nothing was overwritten."
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside and renames, and keeps the checkpoint before the latest."""
 
@@ -30,11 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Replace ``path``; what was there becomes ``checkpoint_previous.ckpt``."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f"{target.name}.new")
-        save_atomic(checkpoint, fresh)
-        if target.name == LATEST and target.exists():
-            target.replace(target.with_name(PREVIOUS))
-        fresh.replace(target)
+        save_atomic(checkpoint, target, keep=target.with_name(PREVIOUS) if target.name == LATEST else None)
 
 
 class Checkpoints(Checkpoint):
@@ -61,24 +83,30 @@ class Checkpoints(Checkpoint):
         self.best = float(state_dict["best"])
         self._random = state_dict["random"]
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the random states of a continued run, after all its preparations."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the random states of a continued run, after all its preparations, also within an epoch."""
         if (state := self.__dict__.pop("_random", None)) is not None:
             restore_random_state(state)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save latest, and best when the validation loss fell."""
+        check_finite(pl_module, trainer.global_step, self.folder)
         loss = self.history.rows[-1]["val_loss"]
         improved = loss < self.best
         self.best = min(self.best, loss)
-        trainer.save_checkpoint(self.folder / LATEST)
+        # Best first: a run that is cut off between the two repeats the epoch and writes it again.
         if improved and trainer.is_global_zero:
             save_atomic(self.export(trainer.current_epoch + 1), self.folder / BEST)
+        trainer.save_checkpoint(self.folder / LATEST)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final weights, if the run is complete."""
         if trainer.is_global_zero and len(self.history.rows) == trainer.max_epochs:
-            save_atomic(self.export(trainer.max_epochs), self.folder / FINAL)
+            self.save_final()
+
+    def save_final(self) -> None:
+        """Write the final weights."""
+        save_atomic(self.export(len(self.history.rows)), self.folder / FINAL)
 
 
 def find_resumable(folder: Path) -> Path:

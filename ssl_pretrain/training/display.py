@@ -24,8 +24,8 @@ PICTURE = 10**6
 class Bar(TQDMProgressBar):
     """Lightning's bar with images per second and the time the whole run has left."""
 
-    def __init__(self, history: History) -> None:
-        super().__init__(leave=False)
+    def __init__(self, history: History, refresh_rate: int = 1) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=False)
         self.history = history
 
     def get_metrics(
@@ -37,8 +37,10 @@ class Bar(TQDMProgressBar):
         rate = self.train_progress_bar.format_dict.get("rate") if self._train_progress_bar is not None else None
         if rate:
             metrics["images/s"] = f"{rate * self.history.batch_size:.2f}"
-        if self.history.rows:
-            metrics["left"] = format_seconds(self.history.seconds_left(trainer))
+        left = self.history.seconds_left(trainer)
+        if not left and rate:
+            left = ((trainer.max_epochs or 0) * trainer.num_training_batches - trainer.global_step) / rate
+        metrics["left"] = format_seconds(left)
         return metrics
 
 
@@ -48,10 +50,12 @@ class Pictures(Callback):
     Args:
         folder: where ``epoch_0001.png`` and so on go.
         every: epochs between two pictures; the first and the last epoch always have one.
+        spacing: mm per voxel along (D, H, W), for the aspect of the slices.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, spacing: tuple[float, float, float]) -> None:
         self.folder = folder
+        self.spacing = spacing
         self.every = every
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,7 +70,7 @@ class Pictures(Callback):
         title = f"{type(method).__name__}, epoch {epoch}, {batch['case'][0]}"
         try:
             self.folder.mkdir(exist_ok=True)
-            draw_reconstruction(self.folder / f"epoch_{epoch:04d}.png", **arrays, title=title)
+            draw_reconstruction(self.folder / f"epoch_{epoch:04d}.png", **arrays, title=title, spacing=self.spacing)
         except OSError as error:
             log.warning("No picture of epoch %d: %s", epoch, error)
 

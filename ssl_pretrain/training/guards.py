@@ -11,11 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ssl_pretrain.training.checkpoints import LATEST
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or Inf; the message names step, cases and the last good checkpoint."""
+from ssl_pretrain.training.checkpoints import LATEST, NonFiniteLossError, check_finite, last_good
 
 
 class PreemptedError(RuntimeError):
@@ -37,7 +33,7 @@ class FiniteLoss(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Look at the step before."""
-        self._check()
+        self.check_now(trainer)
 
     def on_train_batch_end(
         self,
@@ -50,23 +46,25 @@ class FiniteLoss(Callback):
         """Remember this step's loss."""
         self._pending = (outputs["loss"].detach(), trainer.global_step - 1, list(batch["case"]))
         if batch_idx + 1 == trainer.num_training_batches:
-            self._check()
+            self.check_now(trainer)
 
-    def check_now(self) -> None:
-        """Look at the last step at once: before something is saved."""
-        self._check()
+    def check_now(self, trainer: Trainer) -> None:
+        """Look at the last step at once: before something is saved.
 
-    def _check(self) -> None:
+        Raises:
+            NonFiniteLossError: on every process when it happened on one, so that none waits for the others.
+        """
         if self._pending is None:
             return
         loss, step, cases = self._pending
         self._pending = None
-        if bool(torch.isfinite(loss)):
+        bad = not bool(torch.isfinite(loss))
+        if trainer.world_size > 1:
+            bad = bool(trainer.strategy.reduce_boolean_decision(bad, all=False))
+        if not bad:
             return
-        good = self.folder / LATEST
-        kept = f"The last good checkpoint is {good}" if good.exists() else "No checkpoint had been saved yet"
         raise NonFiniteLossError(
-            f"The loss is {loss.item()} at step {step}, on cases {', '.join(cases)}. {kept}; nothing was overwritten. "
+            f"The loss is {loss.item()} at step {step}, on cases {', '.join(cases)}. {last_good(self.folder)} "
             "Look at these cases, lower -lr, or use -precision 32, then continue with --c."
         )
 
@@ -94,7 +92,8 @@ class StopSignal(Callback):
         """Save and stop between two steps. The last step of an epoch is saved by the epoch's end instead."""
         batch_idx = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if batch_idx < trainer.num_training_batches and self._anyone_received(trainer):
-            self.finite.check_now()
+            self.finite.check_now(trainer)
+            check_finite(pl_module, trainer.global_step, self.folder)
             trainer.save_checkpoint(self.folder / LATEST)
             self._stop(trainer)
 
@@ -103,8 +102,15 @@ class StopSignal(Callback):
         if trainer.current_epoch and self._anyone_received(trainer):
             self._stop(trainer)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signal back."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signal back, before Lightning gives back its own."""
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signal back, before Lightning gives back its own."""
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._earlier is not None:
             signal.signal(signal.SIGTERM, self._earlier)
             self._earlier = None

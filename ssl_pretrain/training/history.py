@@ -29,10 +29,14 @@ class History(Callback):
     Args:
         folder: where ``metrics.csv`` and ``progress.png`` go.
         batch_size: samples per step over all devices.
+        show_every: steps between two looks at the loss in the progress bar; each waits for the GPU.
     """
 
-    def __init__(self, folder: Path, batch_size: int) -> None:
+    def __init__(self, folder: Path, batch_size: int, show_every: int = 1) -> None:
         self.folder = folder
+        self.show_every = show_every
+        self._walls: list[float] = []
+        self._wall_started = time.perf_counter()
         self.batch_size = batch_size
         self.rows: list[dict[str, float]] = []
         self._train, self._validation = LossMean(), LossMean()
@@ -51,9 +55,10 @@ class History(Callback):
         self._log = dict(state_dict["log"])
         self._seconds = float(state_dict["seconds"])
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock with the first step that this process takes of an epoch."""
+        if not self._started:
+            self._started = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -66,8 +71,10 @@ class History(Callback):
         """Add the step's loss and show it in the progress bar."""
         self._train.add(outputs["loss"])
         self._log = {name: float(value) for name, value in outputs["log"].items()}
-        pl_module.log("loss", outputs["loss"].detach(), prog_bar=True, logger=True, rank_zero_only=True)
-        pl_module.log("masked", self._log.get("masked_fraction", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
+        if batch_idx % self.show_every == 0:
+            masked = self._log.get("masked_fraction", 0.0)
+            pl_module.log("loss", outputs["loss"].detach(), prog_bar=True, logger=True, rank_zero_only=True)
+            pl_module.log("masked", masked, prog_bar=True, logger=False, rank_zero_only=True)
         if batch_idx + 1 == trainer.num_training_batches:
             self._seconds, self._started = self._elapsed(), 0.0
 
@@ -95,6 +102,8 @@ class History(Callback):
         }
         self.rows.append(row)
         self._train, self._seconds = LossMean(), 0.0
+        now = time.perf_counter()
+        self._walls, self._wall_started = [*self._walls, now - self._wall_started], now
         if trainer.is_global_zero:
             self._report(trainer, row)
 
@@ -123,11 +132,10 @@ class History(Callback):
         )
 
     def seconds_left(self, trainer: Trainer) -> float:
-        """Time the remaining epochs will take at the pace so far; 0 before the first epoch is over."""
-        if not self.rows:
+        """Time the remaining epochs will take at this process's pace, validation included; 0 in its first epoch."""
+        if not self._walls:
             return 0.0
-        mean = sum(r["epoch_seconds"] for r in self.rows) / len(self.rows)
-        return mean * ((trainer.max_epochs or 0) - len(self.rows))
+        return sum(self._walls) / len(self._walls) * ((trainer.max_epochs or 0) - len(self.rows))
 
     def write_csv(self) -> None:
         """All rows, written beside and renamed."""

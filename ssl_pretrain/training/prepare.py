@@ -50,8 +50,10 @@ class Run:
         return self.method.patch
 
 
-def prepare(config: PretrainConfig) -> Run:
+def prepare(config: PretrainConfig, *, resume: bool = False) -> Run:
     """Find the data, build network and method, check that everything fits.
+
+    A run that is continued does not read ``pretrained_weights`` again: its checkpoint has them.
 
     Nothing is written but ``splits_final.json`` where nnU-Net would write it too. The global random state is seeded.
 
@@ -63,6 +65,8 @@ def prepare(config: PretrainConfig) -> Run:
     patch = config.patch_size or plan.patch
     config = replace(
         config,
+        # The name, so that a run can be continued by number or by name.
+        dataset=config.dataset if config.files else files.name,
         patch_size=patch,
         batch_size=config.batch_size or plan.batch_size,
         num_workers=default_workers() if config.num_workers is None else config.num_workers,
@@ -72,7 +76,13 @@ def prepare(config: PretrainConfig) -> Run:
     for identifier in {*fold.train, *fold.validation}:
         cases.shape(identifier)
     return Run(
-        config, files, plan, fold, _method(config, plan), _data(config, cases, fold), output_folder(config, files, plan)
+        config,
+        files,
+        plan,
+        fold,
+        _method(config, plan, resume),
+        _data(config, cases, fold),
+        output_folder(config, files, plan),
     )
 
 
@@ -111,6 +121,8 @@ def check_device(config: PretrainConfig) -> None:
         raise ValueError(f"-num_gpus {config.num_gpus}: there are {torch.cuda.device_count()} on this machine.")
     if config.device == "mps" and not torch.backends.mps.is_available():
         raise ValueError("-device mps: this machine has no Metal device. Use -device cpu.")
+    if config.device == "cpu" and config.precision == "16":
+        raise ValueError("-precision 16 needs a GPU. Use -precision 32 or bf16 with -device cpu.")
     if config.device != "cuda" and config.num_gpus * config.num_nodes > 1:
         raise ValueError(f"-num_gpus and -num_nodes need -device cuda, got {config.device}.")
 
@@ -122,7 +134,7 @@ def default_workers() -> int:
     return int(min(get_allowed_n_proc_DA(), MOST_WORKERS, os.cpu_count() or 1))
 
 
-def _method(config: PretrainConfig, plan: Plan) -> Method:
+def _method(config: PretrainConfig, plan: Plan, resume: bool) -> Method:
     torch.manual_seed(config.seed)
     patch = config.patch_size or plan.patch
     backbone = build_backbone(
@@ -133,7 +145,7 @@ def _method(config: PretrainConfig, plan: Plan) -> Method:
         patch=patch,
     )
     check_patch(patch, backbone.feature_maps[-1].stride)
-    if config.pretrained_weights is not None:
+    if config.pretrained_weights is not None and not resume:
         load_pretrained(backbone.network, config.pretrained_weights)
     length = RunLength(config.epochs, config.iters, config.batch_size or plan.batch_size)
     setup = MethodSetup(backbone=backbone, patch=patch, length=length, seed=config.seed)

@@ -72,7 +72,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
         OSError: a file cannot be written; the previous checkpoint is intact.
     """
     checkpoint = find_resumable(resolve_folder(config)) if resume else None
-    run = prepare(config)
+    run = prepare(config, resume=resume)
     check_output(run, resume)
     run.folder.mkdir(parents=True, exist_ok=True)
     with _log_file(run.folder):
@@ -100,12 +100,8 @@ def check_output(run: Run, resume: bool) -> None:
     """
     stored = run.folder / "config.json"
     holds_weights = any((run.folder / name).exists() for name in (LATEST, PREVIOUS, BEST, FINAL))
-    if not resume:
-        if holds_weights:
-            raise ValueError(
-                f"{run.folder} already holds a run. Continue it with --c, or choose another folder with -o."
-            )
-        return
+    if holds_weights and not resume:
+        raise ValueError(f"{run.folder} already holds a run. Continue it with --c, or choose another folder with -o.")
     if not stored.is_file():
         return
     differences = PretrainConfig.from_file(stored).differences(run.config)
@@ -120,14 +116,15 @@ def check_output(run: Run, resume: bool) -> None:
 def _fit(run: Run, checkpoint: Path | None) -> History:
     config = run.config
     devices = config.num_gpus * config.num_nodes
-    history = History(run.folder, run.method.length.batch_size * devices)
+    show_every = 10 if config.device == "cuda" else 1
+    history = History(run.folder, run.method.length.batch_size * devices, show_every)
     finite = FiniteLoss(run.folder)
-    callbacks = [
+    callbacks: list[Any] = [
         history,
         finite,
         StopSignal(run.folder, finite),
-        Pictures(run.folder / "pictures", config.picture_every),
-        Bar(history),
+        Pictures(run.folder / "pictures", config.picture_every, run.plan.spacing),
+        Bar(history, refresh_rate=history.show_every),
         Checkpoints(run.folder, history, lambda epoch: export(run, epoch)),
     ]
     trainer = build_trainer(config, run, callbacks)
@@ -135,6 +132,9 @@ def _fit(run: Run, checkpoint: Path | None) -> History:
         write_json(run.config.to_dict(), run.folder / "config.json")
     log_start(run, checkpoint)
     trainer.fit(run.method, datamodule=run.data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    if trainer.is_global_zero and len(history.rows) == config.epochs and not (run.folder / FINAL).exists():
+        # The run was complete but for this file: continuing it takes no step, and so ends no training.
+        callbacks[-1].save_final()
     return history
 
 
@@ -173,6 +173,7 @@ def lightning_precision(config: PretrainConfig) -> str:
 def export(run: Run, epoch: int) -> dict[str, Any]:
     """The checkpoint for the world after ``epoch`` epochs."""
     trained = run.method.trained
+    learned = [p for p in trained.parameters() if p.requires_grad]
     provenance = Provenance(
         method=run.config.method,
         network=run.config.network,
@@ -184,9 +185,7 @@ def export(run: Run, epoch: int) -> dict[str, Any]:
         epoch=epoch,
         seed=run.config.seed,
     )
-    return build_checkpoint(
-        run.method.backbone, {id(t) for t in (*trained.parameters(), *trained.buffers())}, provenance
-    )
+    return build_checkpoint(run.method.backbone, {id(t) for t in (*learned, *trained.buffers())}, provenance)
 
 
 def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
@@ -222,15 +221,14 @@ def log_start(run: Run, checkpoint: Path | None) -> None:
     )
     for line in run.method.describe().splitlines():
         log.info("%s", line)
-    if config.task.warmup_epochs > config.epochs / 10:
-        log.info("warm-up shortened to a tenth of the run: %.3g of %d epochs", config.epochs / 10, config.epochs)
+    log.info("warm-up: %.3g of %d epochs", config.task.warmup(config.epochs), config.epochs)
     log.info("%s %s", "continuing from" if checkpoint else "results go to", checkpoint or run.folder)
 
 
 def _write_plans(run: Run) -> str:
     """For an STU-Net, the plans with which stock nnU-Net builds it; returns the name of the plans to fine-tune with."""
     if not run.config.network.startswith("STUNet_"):
-        return run.plan.name
+        return run.files.plans.stem
     size = run.config.network.removeprefix("STUNet_")
     return write_stunet_plans(run.files.plans, run.plan.configuration, size).stem
 

@@ -23,6 +23,8 @@ from conftest import REPOSITORY, SHARED_DATA, TINY, Home, run_command
 
 from ssl_pretrain.transfer.extension import extension_folder, trainer_environment
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATION, FOLD = "3d_fullres", "0"
 RESENC_PLANS = "nnUNetResEncUNetMPlans"
 

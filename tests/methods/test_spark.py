@@ -111,6 +111,23 @@ def test_only_weights_are_decayed():
     assert groups[1]["weight_decay"] == 0.0
 
 
+def test_a_warm_up_that_was_asked_for_is_not_shortened():
+    made = build_method("SparK", SparKConfig(warmup_epochs=8), setup(epochs=10))
+    assert made.config.warmup(10) == 8
+
+
+def test_one_backbone_serves_one_method():
+    shared = setup()
+    SparK(SparKConfig(), shared)
+    with pytest.raises(TypeError, match="already follow the mask of another method"):
+        SparK(SparKConfig(), shared)
+
+
+def test_strides_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"\(2, 2, 2\) does not divide \(3, 3, 3\)"):
+        decoder_strides([(2, 2, 2), (3, 3, 3)])
+
+
 def test_warm_up_is_capped_at_a_tenth_of_a_short_run():
     made = build_method("SparK", SparKConfig(), setup(epochs=20))
     configured = made.configure_optimizers()
@@ -175,6 +192,7 @@ def test_fewer_stages_leave_the_rest_of_the_encoder_alone():
         ({"mask_cell": (5, 8, 8)}, r"Mask cell \(5, 8, 8\) does not fit .* Cells that work: D: 1, 2, 4, 8, 16"),
         ({"lr": 0.0}, "lr must be greater than 0"),
         ({"stages": 1}, "stages=1 is not possible"),
+        ({"mask_cell": (1, 1, 1)}, "is a single number, which has no variance"),
     ],
 )
 def test_impossible_settings_are_refused(config, message):

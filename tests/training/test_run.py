@@ -11,8 +11,9 @@ from made_data import NAME, write_dataset
 
 from ssl_pretrain import PretrainConfig, pretrain
 from ssl_pretrain.data.crops import CropDataset
-from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS
-from ssl_pretrain.training.guards import NonFiniteLossError, PreemptedError
+from ssl_pretrain.methods import Method
+from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, NonFiniteLossError
+from ssl_pretrain.training.guards import PreemptedError
 
 TIMING = {"images_per_second", "epoch_seconds"}
 TRAIN, VALIDATION, PICTURE = 6, 4, 1
@@ -125,12 +126,13 @@ def test_a_run_cut_off_and_continued_is_the_uninterrupted_run_bit_for_bit(datase
 
 @pytest.mark.parametrize("crops", [FIRST + 3, FIRST + TRAIN + 2])
 def test_sigterm_saves_within_an_epoch_and_the_continued_run_is_the_same(dataset, tmp_path, monkeypatch, crops):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     whole = pretrain(config(tmp_path, "whole")).folder
-    handler = signal.getsignal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "after a run the signal is what it was"
     with monkeypatch.context() as patch, pytest.raises(PreemptedError, match="Continue with --c"):
-        StopAfter(patch, crops, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        StopAfter(patch, crops, lambda: signal.raise_signal(signal.SIGTERM))
         pretrain(config(tmp_path, "stopped"))
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "after an interrupted one too"
     assert_same_run(pretrain(config(tmp_path, "stopped"), resume=True).folder, whole)
 
 
@@ -155,6 +157,87 @@ def test_a_non_finite_loss_stops_with_step_cases_and_the_last_good_checkpoint(da
     assert len(rows(pretrain(config(tmp_path), resume=True).folder)) == 3
 
 
+DROPOUT = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, input_channels):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv3d(input_channels, 4, 3, padding=1), nn.Dropout(0.3), nn.LeakyReLU())
+        self.b = nn.Sequential(nn.Conv3d(4, 8, 3, 2, 1), nn.InstanceNorm3d(8), nn.LeakyReLU(inplace=True))
+        self.head = nn.Linear(8, 2)
+
+    def get_downsample_ratio(self):
+        return 2
+
+    def get_feature_map_channels(self):
+        return [4, 8]
+
+    def forward(self, x, hierarchical=False):
+        first = self.a(x)
+        return [first, self.b(first)]
+"""
+
+
+def test_the_random_state_is_continued_within_an_epoch_and_bystanders_are_not_called_pretrained(
+    dataset, tmp_path, monkeypatch
+):
+    """An encoder with dropout asks the global generators; its head belongs to no feature map."""
+    (tmp_path / "dropout_net.py").write_text(DROPOUT)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = {"network": "dropout_net:Net"}
+    whole = pretrain(config(tmp_path, "whole", **network)).folder
+    with monkeypatch.context() as patch, pytest.raises(PreemptedError):
+        StopAfter(patch, FIRST + 3, lambda: signal.raise_signal(signal.SIGTERM))
+        pretrain(config(tmp_path, "stopped", **network))
+    torch.rand(7)
+    assert_same_run(pretrain(config(tmp_path, "stopped", **network), resume=True).folder, whole)
+    fresh = torch.load(whole / FINAL, weights_only=True)["pretraining"]["fresh_keys"]
+    assert fresh == ["head.bias", "head.weight"]
+
+
+def test_weights_that_are_not_finite_are_never_saved(dataset, tmp_path, monkeypatch):
+    """A finite loss with a gradient that is not, on the last step of an epoch."""
+    original = Method.optimizer_step
+
+    def poison(method, *args, **kwargs):
+        original(method, *args, **kwargs)
+        if method.trainer.global_step == 5:  # counted after the step
+            next(p for p in method.trained.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Method, "optimizer_step", poison)
+        with pytest.raises(NonFiniteLossError, match=rf"weights are NaN or Inf after step 6.*{LATEST}; nothing was"):
+            pretrain(config(tmp_path))
+    state = torch.load(tmp_path / "run" / LATEST, weights_only=True)
+    assert state["global_step"] == 3
+    assert all(torch.isfinite(v).all() for v in state["state_dict"].values() if v.is_floating_point())
+
+
+def test_a_missing_final_file_is_written_by_continuing(dataset, tmp_path):
+    folder = pretrain(config(tmp_path, epochs=1)).folder
+    before = weights(folder)
+    (folder / FINAL).unlink()
+    after = weights(pretrain(config(tmp_path, epochs=1), resume=True).folder)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_folder_of_another_run_without_weights_is_protected_too(dataset, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        StopAfter(patch, 2, cut)
+        pretrain(config(tmp_path, seed=5))
+    with pytest.raises(ValueError, match="holds a run with other settings: seed was 5, is 0"):
+        pretrain(config(tmp_path))
+    pretrain(config(tmp_path, seed=5, epochs=3))
+
+
+def test_bfloat16_trains_on_the_cpu(dataset, tmp_path):
+    losses = [float(row["train_loss"]) for row in rows(pretrain(config(tmp_path, precision="bf16")).folder)]
+    full = [float(row["train_loss"]) for row in rows(pretrain(config(tmp_path, "full")).folder)]
+    assert losses == pytest.approx(full, rel=0.02)
+    assert losses != full
+
+
 def test_a_truncated_checkpoint_falls_back_to_the_one_before_and_says_so(dataset, tmp_path, monkeypatch, caplog):
     whole = pretrain(config(tmp_path, "whole")).folder
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
@@ -177,13 +260,17 @@ def test_only_damaged_checkpoints_are_an_error(dataset, tmp_path):
         pretrain(config(tmp_path, epochs=2), resume=True)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110
 def test_a_full_disk_stops_the_run_and_the_previous_checkpoint_is_intact(dataset, tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
     def fill() -> None:
-        (folder / f"{LATEST}.new.tmp").symlink_to("/dev/full")
+        (folder / f"{LATEST}.{os.getpid()}.tmp").symlink_to("/dev/full")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"Could not write .*Free some space"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=rf"Could not write .*previous {LATEST} is intact.*Free some space"),
+    ):
         StopAfter(patch, FIRST + 3, fill)
         pretrain(config(tmp_path))
     assert torch.load(folder / LATEST, weights_only=True)["global_step"] == 3
