@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -157,3 +158,13 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Home:
     home = Home(tmp_path_factory.mktemp("nnU-Net phantoms"), "Dataset900_Phantoms")
     write_phantom_dataset(home.raw / home.dataset, cases=10, shape=(24, 32, 32), seed=0)
     return plan_and_preprocess(home)
+
+
+@pytest.fixture(autouse=True)
+def _console_is_given_back():
+    """A command that runs inside the test process sets up logging and the path for a process of its own."""
+    logger, path = logging.getLogger("ssl_pretrain"), list(sys.path)
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:], sys.path[:] = handlers, path
+    logger.setLevel(level)

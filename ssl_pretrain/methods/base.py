@@ -182,7 +182,7 @@ class Method(LightningModule, ABC):
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        # The fused kernel is several times faster on the CPU. It can unscale gradients itself, and Lightning therefore does
+        # The fused kernel is several times faster on the CPU. It can unscale gradients itself, so Lightning does
         # not clip them in mixed precision.
         mixed = self._trainer is not None and self.trainer.precision != "32-true"
         fused = True if self.device.type == "cpu" and not mixed else None
