@@ -92,7 +92,7 @@ def find_dataset(dataset: str) -> Path:
     known = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.startswith("Dataset"))
     if dataset.startswith("Dataset"):
         found = [name for name in known if name == dataset]
-    elif dataset.isdigit():
+    elif dataset.isdecimal():
         found = [name for name in known if name.startswith(f"Dataset{int(dataset):03d}_")]
     else:
         raise ValueError(
@@ -101,7 +101,7 @@ def find_dataset(dataset: str) -> Path:
     if len(found) > 1:
         raise ValueError(f"Dataset number {dataset} is ambiguous: {', '.join(found)}. Give the name.")
     if not found:
-        number = int(dataset) if dataset.isdigit() else dataset_number(dataset)
+        number = int(dataset) if dataset.isdecimal() else dataset_number(dataset)
         raise FileNotFoundError(
             f"Dataset {dataset} is not in {root}. There: {', '.join(known) or 'none'}. If it is a raw dataset, run: "
             f"nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres"

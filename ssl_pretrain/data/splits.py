@@ -48,7 +48,7 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
     """
     if fold == "all":
         return _hold_out(identifiers, "all cases")
-    if not fold.isdigit():
+    if not fold.isdecimal():
         raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {fold!r}.")
     train, validation, note = _numbered(int(fold), identifiers, splits_file)
     missing = sorted((set(train) | set(validation)) - set(identifiers))

@@ -75,3 +75,8 @@ def test_a_broken_plans_file_is_named(dataset):
     (dataset / "nnUNetPlans.json").write_text("{")
     with pytest.raises(ValueError, match=r"nnUNetPlans\.json is not valid JSON"):
         locate("7", "3d_fullres", "nnUNetPlans")
+    (dataset / "nnUNetPlans.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"nnUNetPlans\.json is not a plans file of nnU-Net: it has no 'configurations'"
+    ):
+        locate("7", "3d_fullres", "nnUNetPlans")

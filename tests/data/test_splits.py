@@ -87,6 +87,8 @@ def test_empty_folds_and_missing_cases_are_refused(tmp_path, content, error, mes
 def test_what_is_no_fold_is_refused(tmp_path):
     with pytest.raises(ValueError, match="FOLD must be 'all' or a number"):
         load_fold("first", CASES, tmp_path / "s.json")
+    with pytest.raises(ValueError, match="FOLD must be 'all' or a number"):
+        load_fold("²", CASES, tmp_path / "s.json")
     with pytest.raises(ValueError, match="3 cases are too few for nnU-Net's 5 folds"):
         load_fold("0", CASES[:3], tmp_path / "s.json")
     assert np.array_equal(list(tmp_path.iterdir()), [])
