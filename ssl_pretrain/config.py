@@ -17,7 +17,9 @@ from ssl_pretrain.methods import OptimizerConfig, find_method
 Precision = Literal["auto", "32", "bf16", "16"]
 Device = Literal["cuda", "cpu", "mps"]
 
-MAY_CHANGE = frozenset({"num_workers", "picture_every", "output_folder"})
+MAY_CHANGE = frozenset(
+    {"num_workers", "picture_every", "output_folder", "sparse", "memory_format", "compile", "checkpointing"}
+)
 """Settings that a continued run may change: they do not touch what is computed."""
 
 T = TypeVar("T")

@@ -13,16 +13,16 @@ STRIDES = {
 
 
 def architecture(kind: str = "plain", strides: list[list[int]] | None = None) -> dict[str, Any]:
-    """The ``architecture`` entry of a plans file for a three-stage network."""
+    """The ``architecture`` entry of a plans file for a network of at most five stages; three by default."""
     strides = strides or STRIDES["isotropic"]
     stages = len(strides)
-    blocks = {"n_conv_per_stage": [2] * stages} if kind == "plain" else {"n_blocks_per_stage": [1, 2, 2][:stages]}
+    blocks = {"n_conv_per_stage": [2] * stages} if kind == "plain" else {"n_blocks_per_stage": [1, 2, 2, 1, 1][:stages]}
     name = "PlainConvUNet" if kind == "plain" else "ResidualEncoderUNet"
     return {
         "network_class_name": f"dynamic_network_architectures.architectures.unet.{name}",
         "arch_kwargs": {
             "n_stages": stages,
-            "features_per_stage": [4, 8, 16][:stages],
+            "features_per_stage": [4, 8, 16, 16, 16][:stages],
             "conv_op": "torch.nn.modules.conv.Conv3d",
             "kernel_sizes": [[1, 3, 3] if max(s) != min(s) else [3, 3, 3] for s in strides],
             "strides": strides,

@@ -7,7 +7,7 @@ are masked for certain in the student's input, more of them as training goes on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ssl_pretrain.functional.patches import to_cells
 from ssl_pretrain.functional.schedules import ema_decay
 from ssl_pretrain.methods.base import MethodSetup
 from ssl_pretrain.methods.spark import Hidden, SparK, SparKConfig
+from ssl_pretrain.methods.spark_network import SparKNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,10 @@ class AnatoMask(SparK):
         mask, hard = guided_mask(difficulty, self.masked, self.hard_cells(), generator)
         return Hidden(mask, difficulty, hard)
 
-    @torch.no_grad()
+    def networks(self) -> tuple[SparKNetwork, ...]:
+        """Student and teacher."""
+        return (self.student, cast("SparKNetwork", self.teacher.module))
+
     def rate(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """The teacher's difficulty of every cell it had to reconstruct.
 
@@ -95,17 +99,21 @@ class AnatoMask(SparK):
             (B, *grid); ``-inf`` for cells that no random mask hid.
         """
         self.teacher.eval()
-        cells = to_cells(image, self.cell)
-        total = torch.zeros(cells.shape[:2], device=image.device)
-        rated = torch.zeros_like(total)
-        for _ in range(self.config.teacher_masks):
-            mask = random_mask(image.shape[0], self.grid, self.masked, generator)
-            predicted = self._reconstruct(self.teacher, image, mask)
-            hidden = mask.flatten(1)
-            total += cell_difficulty(predicted, cells, self.config.difficulty) * hidden
-            rated += hidden
-        difficulty = torch.where(rated > 0, total / rated.clamp_min(1), -torch.inf)
-        return difficulty.view(-1, *self.grid)
+        with torch.inference_mode():
+            difficulty = self._rate(image, generator)
+        # Outside: what inference mode makes cannot take part in the student's pass.
+        return difficulty.clone().view(-1, *self.grid)
+
+    def _rate(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, L); all masks of all samples are one batch."""
+        masks = self.config.teacher_masks
+        images = image.repeat(masks, 1, 1, 1, 1)
+        mask = random_mask(images.shape[0], self.grid, self.masked, generator)
+        predicted = self._reconstruct(self.teacher, images, mask)
+        hidden = mask.flatten(1)
+        found = cell_difficulty(predicted, to_cells(images, self.cell), self.config.difficulty) * hidden
+        total, rated = (t.view(masks, image.shape[0], -1).sum(0) for t in (found, hidden))
+        return torch.where(rated > 0, total / rated.clamp_min(1), -torch.inf)
 
     def update_teacher(self) -> None:
         """Move the teacher towards the student; parameters and buffers alike."""

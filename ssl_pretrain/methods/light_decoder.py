@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ssl_pretrain.functional.geometry import Triple, is_maskable
 from ssl_pretrain.networks.base import FeatureMap
+from ssl_pretrain.networks.masked import SparseMap, whole
 from ssl_pretrain.sparse import SparseMask
 from ssl_pretrain.sparse.layers import MaskedInstanceNorm3d
 
 Norm = Literal["batch", "instance"]
+DecoderKind = Literal["spark", "slim"]
 
 TOKEN_STD = 0.02
 DENSIFY_EPS = 1e-6
@@ -29,7 +33,7 @@ class Densify(nn.Module):
     def __init__(self, source: FeatureMap, width: int, coarsest: bool, cell: Triple, mask: SparseMask) -> None:
         super().__init__()
         self.norm = MaskedInstanceNorm3d(source.channels, eps=DENSIFY_EPS, affine=True)
-        self.norm.sparse_mask = mask
+        self.norm.sparse_mask = self.mask = mask
         self.token: nn.Parameter | None = None
         if is_maskable(source.stride, cell):
             self.token = nn.Parameter(torch.zeros(source.channels))
@@ -41,9 +45,11 @@ class Densify(nn.Module):
         else:
             self.projection = nn.Identity()
 
-    def forward(self, feature_map: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, width, D, H, W), dense. Runs inside the mask's context."""
-        x = self.norm(feature_map)
+    def forward(self, feature_map: SparseMap) -> Tensor:
+        """A map of C channels -> (B, width, D, H, W), dense. Runs inside the mask's context."""
+        with self.mask.packed_layout(feature_map.packed):
+            x = self.norm(feature_map.values)
+        x = whole(SparseMap(x, feature_map.packed), self.mask)
         level = self.norm.level_of(x)
         if self.token is not None and level is not None:
             # Masked voxels are 0 here, so adding the token to them alone fills them.
@@ -52,16 +58,22 @@ class Densify(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Up by one level's stride, then conv-norm-ReLU6-conv-norm."""
+    """Up by one level's stride, then conv-norm-ReLU6-conv-norm.
 
-    def __init__(self, width: int, out_width: int, stride: Triple, norm: Norm) -> None:
+    ``spark`` (published) goes up and convolves once at the width that comes in. ``slim`` changes the width while it
+    goes up, so both 3×3×3 convolutions run at the width that goes out.
+    """
+
+    def __init__(self, width: int, out_width: int, stride: Triple, norm: Norm, kind: DecoderKind = "spark") -> None:
         super().__init__()
-        self.up_sample = _up_sample(width, stride)
+        goes_up = max(stride) > 1
+        inner = out_width if kind == "slim" else width
+        self.up_sample = _up_sample(width, inner, stride) if goes_up else nn.Identity()
         self.conv = nn.Sequential(
-            nn.Conv3d(width, width, 3, padding=1, bias=False),
-            _norm(norm, width),
+            nn.Conv3d(inner if goes_up else width, inner, 3, padding=1, bias=False),
+            _norm(norm, inner),
             nn.ReLU6(inplace=True),
-            nn.Conv3d(width, out_width, 3, padding=1, bias=False),
+            nn.Conv3d(inner, out_width, 3, padding=1, bias=False),
             _norm(norm, out_width),
         )
 
@@ -75,13 +87,32 @@ class LightDecoder(nn.Module):
 
     Widths halve with every block that raises the resolution. Source: SparK (arXiv 2301.03580), in the 3-D form of
     AnatoMask; there every level doubles every axis, here each has its own stride per axis.
+
+    Args:
+        width: channels of the coarsest map that comes in.
+        strides: of each block, coarse to fine.
+        out_channels: of the image.
+        norm: of every block.
+        kind: of every block.
+        finest: most channels at the resolution of the image; None for no limit.
+        checkpointing: compute the blocks again in the backward pass instead of keeping what is inside them.
     """
 
-    def __init__(self, width: int, strides: Sequence[Triple], out_channels: int, norm: Norm) -> None:
+    def __init__(
+        self,
+        width: int,
+        strides: Sequence[Triple],
+        out_channels: int,
+        norm: Norm,
+        kind: DecoderKind = "spark",
+        finest: int | None = None,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
-        self.widths = decoder_widths(width, strides)
-        blocks = [DecoderBlock(self.widths[i], self.widths[i + 1], stride, norm) for i, stride in enumerate(strides)]
-        self.blocks = nn.ModuleList(blocks)
+        self.checkpointing = checkpointing
+        self.widths = decoder_widths(width, strides, finest)
+        widths = zip(self.widths[:-1], self.widths[1:], strides, strict=True)
+        self.blocks = nn.ModuleList(DecoderBlock(a, b, stride, norm, kind) for a, b, stride in widths)
         self.head = nn.Conv3d(self.widths[-1], out_channels, 1)
         self.apply(_initialize)
 
@@ -89,8 +120,13 @@ class LightDecoder(nn.Module):
         """Densified maps, coarse to fine, at most one per block -> (B, C, D, H, W)."""
         x = maps[0]
         for i, block in enumerate(self.blocks):
-            x = block(x if i == 0 or i >= len(maps) else x + maps[i])
+            x = self._run(block, x if i == 0 or i >= len(maps) else x + maps[i])
         return cast("Tensor", self.head(x))
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return cast("Tensor", block(x))
+        return cast("Tensor", checkpoint(block, x, use_reentrant=False, context_fn=lambda: _once(block)))
 
 
 def decoder_strides(strides: Sequence[Triple]) -> list[Triple]:
@@ -111,25 +147,52 @@ def decoder_strides(strides: Sequence[Triple]) -> list[Triple]:
     return steps
 
 
-def decoder_widths(width: int, strides: Sequence[Triple]) -> list[int]:
-    """Channels before each decoder block and after the last one."""
+def decoder_widths(width: int, strides: Sequence[Triple], finest: int | None = None) -> list[int]:
+    """Channels before each decoder block and after the last one.
+
+    Args:
+        width: channels before the first block.
+        strides: of each block, coarse to fine.
+        finest: most channels where the resolution of the image is reached; a channel costs most there.
+    """
     widths = [width]
-    for stride in strides:
-        widths.append(max(widths[-1] // 2, 1) if max(stride) > 1 else widths[-1])
+    for i, stride in enumerate(strides):
+        halved = max(widths[-1] // 2, 1) if max(stride) > 1 else widths[-1]
+        is_full_resolution = all(max(later) == 1 for later in strides[i + 1 :])
+        widths.append(min(halved, finest) if finest is not None and is_full_resolution else halved)
     return widths
 
 
-def _up_sample(width: int, stride: Triple) -> nn.Module:
+def _up_sample(width: int, out_width: int, stride: Triple) -> nn.Module:
     """Transposed convolution; along an axis that does not grow it has no extent (published: kernel 4, stride 2)."""
-    if max(stride) == 1:
-        return nn.Identity()
     kernel: Any = tuple(1 if s == 1 else s + 2 * ((s + 1) // 2) for s in stride)
     padding: Any = tuple(0 if s == 1 else (s + 1) // 2 for s in stride)
-    return nn.ConvTranspose3d(width, width, kernel, stride, padding)
+    return nn.ConvTranspose3d(width, out_width, kernel, stride, padding)
 
 
 def _norm(kind: Norm, width: int) -> nn.Module:
     return nn.BatchNorm3d(width) if kind == "batch" else nn.InstanceNorm3d(width, affine=True)
+
+
+def _once(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For the forward pass and for its repetition, in which running statistics must not move a second time."""
+    return nullcontext(), _fixed_statistics(block)
+
+
+@contextmanager
+def _fixed_statistics(block: nn.Module) -> Iterator[None]:
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm3d)]
+    momenta = [norm.momentum for norm in norms]
+    counters = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, counter in zip(norms, momenta, counters, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None and counter is not None:
+                norm.num_batches_tracked.copy_(counter)
 
 
 def _initialize(module: nn.Module) -> None:

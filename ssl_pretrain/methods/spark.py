@@ -6,10 +6,12 @@ with mask tokens, and a light decoder reconstructs the hidden cells in their own
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +21,12 @@ from ssl_pretrain.functional.losses import cell_errors, cell_statistics, masked_
 from ssl_pretrain.functional.masking import count_masked, random_mask, repeat_to
 from ssl_pretrain.functional.patches import from_cells, to_cells
 from ssl_pretrain.methods.base import Batch, Method, MethodSetup, OptimizerConfig, Output
-from ssl_pretrain.methods.light_decoder import Densify, LightDecoder, Norm, decoder_strides
-from ssl_pretrain.networks.base import FeatureMap
-from ssl_pretrain.sparse import SparseMask, convert
+from ssl_pretrain.methods.light_decoder import DecoderKind, Norm
+from ssl_pretrain.methods.spark_network import SparKNetwork
+from ssl_pretrain.methods.tuning import Context, MemoryFormat, choose_memory_format, choose_packed_stages
+from ssl_pretrain.networks.backends import Backend
+
+log = logging.getLogger("ssl_pretrain")
 
 SMALLEST_BATCH_FOR_BATCH_NORM = 4
 
@@ -34,16 +39,29 @@ class SparKConfig(OptimizerConfig):
         mask_ratio: share of the cells that is masked.
         mask_cell: voxels per axis of a cell; None for about 16 per axis, as patch and strides allow.
         stages: encoder stages to pretrain, from the finest; None for all (published with STU-Net: 5 of 6).
+        decoder: ``spark`` (published), or ``slim`` with about a third of its multiply-adds.
         decoder_norm: ``batch`` (published) or ``instance``; ``auto`` takes instance below 4 samples per device.
         decoder_width: channels of the decoder at the coarsest map; None for that map's own.
+        sparse: how the encoder leaves masked voxels out. ``masked`` computes them and multiplies with the mask,
+            ``blocks`` computes visible cells only, ``spconv`` does so with that library on a GPU; ``auto`` takes what
+            is fastest.
+        memory_format: of the decoder's feature maps; ``auto`` takes what is faster on the device.
+        compile: compile the decoder with ``torch.compile``.
+        checkpointing: compute feature maps again in the backward pass instead of keeping them: less memory, a third
+            more time.
     """
 
     lr: float = 2e-4
     mask_ratio: float = 0.6
     mask_cell: Triple | None = None
     stages: int | None = None
+    decoder: DecoderKind = "spark"
     decoder_norm: Literal["auto", "batch", "instance"] = "auto"
     decoder_width: int | None = None
+    sparse: Backend = "auto"
+    memory_format: MemoryFormat = "auto"
+    compile: bool = False
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,56 +83,6 @@ class Hidden(NamedTuple):
     mask: Tensor
     difficulty: Tensor | None = None
     hard: Tensor | None = None
-
-
-class SparKNetwork(nn.Module):
-    """Encoder with sparse layers, densification and light decoder: masked image -> reconstruction.
-
-    The encoder's parameters are those of the segmentation network it was taken from; its layers are made mask-aware in
-    place. A deep copy is a network of its own, with its own mask.
-    """
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        maps: tuple[FeatureMap, ...],
-        cell: Triple,
-        out_channels: int,
-        *,
-        width: int | None,
-        norm: Norm,
-    ) -> None:
-        super().__init__()
-        self.mask = SparseMask()
-        self.encoder = encoder
-        convert(encoder, self.mask)
-        strides = decoder_strides([m.stride for m in maps])
-        self.decoder = LightDecoder(width or maps[-1].channels, strides, out_channels, norm)
-        # The finest map enters no block when it has the resolution of the image: it gets no densification at all.
-        used = maps[::-1][: len(strides)]
-        self.densify = nn.ModuleList(
-            Densify(source, self.decoder.widths[i], i == 0, cell, self.mask) for i, source in enumerate(used)
-        )
-
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Reconstruct an image from its visible cells.
-
-        Args:
-            image: (B, C, D, H, W).
-            mask: boolean (B, *grid), True where masked.
-
-        Returns:
-            (B, C, D, H, W), each cell in its own normalised space.
-        """
-        return cast("Tensor", self.decoder(self.densified(image, mask)))
-
-    def densified(self, image: Tensor, mask: Tensor) -> list[Tensor]:
-        """The decoder's inputs, coarse to fine."""
-        b, _, d, h, w = image.shape
-        with self.mask.visible(~mask):
-            seen = self.mask.level(b, (d, h, w), image.dtype)
-            maps = self.encoder(image if seen is None else image * seen.visible)
-            return [fill(feature_map) for fill, feature_map in zip(self.densify, reversed(maps), strict=False)]
 
 
 class SparK(Method):
@@ -142,9 +110,45 @@ class SparK(Method):
         self.masked = count_masked(prod(self.grid), config.mask_ratio)
         norm = _decoder_norm(config, setup)
         self.student = SparKNetwork(
-            encoder, maps, self.cell, setup.backbone.input_channels, width=config.decoder_width, norm=norm
+            encoder,
+            maps,
+            self.cell,
+            setup.backbone.input_channels,
+            width=config.decoder_width,
+            norm=norm,
+            kind=config.decoder,
+            checkpointing=config.checkpointing,
         )
         _freeze_unused(setup.backbone.network, self.student)
+
+    def on_fit_start(self) -> None:
+        """Lightning calls this when the module is on its device."""
+        self.tune(self.trainer.precision_plugin.forward_context)
+
+    def tune(self, precision: Context = nullcontext) -> None:
+        """Set up everything that makes a step faster on the module's device and does not change what it computes.
+
+        Args:
+            precision: context in which a forward pass runs.
+        """
+        config = self.config
+        image = torch.zeros(self.length.batch_size, self.backbone.input_channels, *self.patch, device=self.device)
+        packed = choose_packed_stages(self.student, config.sparse, image, self.masked, precision)
+        memory_format = choose_memory_format(config.memory_format, self.device)
+        for network in self.networks():
+            network.packed_stages = packed
+            network.use_memory_format(memory_format)
+            if config.compile:
+                network.decoder.compile()  # type: ignore[no-untyped-call]
+        packable, reason = self.student.packable
+        total = len(self.student.maps)
+        log.info("sparse=%s: %d of %d encoder stages compute visible cells only", config.sparse, packed, total)
+        if config.sparse != "masked" and packable < total:
+            log.info("the others compute all voxels: %s", reason)
+
+    def networks(self) -> tuple[SparKNetwork, ...]:
+        """Every network that reconstructs images."""
+        return (self.student,)
 
     @property
     def trained(self) -> nn.Module:
@@ -200,7 +204,7 @@ class SparK(Method):
 
     def _reconstruct(self, network: nn.Module, image: Tensor, mask: Tensor) -> Tensor:
         """Predicted cells (B, L, V), float32, in the normalised space."""
-        return to_cells(network(image, mask).float(), self.cell)
+        return to_cells(network(image, mask, prod(self.grid) - self.masked).float(), self.cell)
 
 
 def _decoder_norm(config: SparKConfig, setup: MethodSetup) -> Norm:

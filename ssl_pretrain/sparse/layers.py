@@ -1,4 +1,7 @@
-"""Mask-aware versions of the layers a convolutional encoder is made of (masked-dense: compute, then mask).
+"""Mask-aware versions of the layers a convolutional encoder is made of.
+
+They work on whole volumes (masked-dense: compute, then mask) or, within ``mask.packed_layout()``, on packed maps, of
+which every voxel is visible.
 
 Each class adds the mask to a PyTorch layer and nothing else: same parameters, same keys, same hyper-parameters. With
 everything visible each equals its dense parent, and masked voxels are exactly 0 after each. Norms and pools ignore
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssl_pretrain.sparse.block_conv import block_conv, geometry_of
 from ssl_pretrain.sparse.mask import Level, SparseMask
 from ssl_pretrain.sparse.standardize import standardize
 
@@ -38,9 +42,19 @@ class MaskedConv3d(MaskedLayer, nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, C', D', H', W'), 0 where masked, bias included."""
+        if self.sparse_mask.is_packed:
+            return self._convolve_packed(x)
         y = super().forward(x)
         level = self.level_of(y)
         return y if level is None else y.mul_(level.visible)
+
+    def _convolve_packed(self, x: Tensor) -> Tensor:
+        geometry = geometry_of(self)
+        if geometry is None:
+            raise ValueError(f"This convolution cannot work on packed cells: {self}.")
+        if geometry.reads_own_cell_only:
+            return super().forward(x)
+        return block_conv(x, self.weight, self.bias, geometry, self.sparse_mask.packing)
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):
@@ -110,7 +124,7 @@ class MaskedInstanceNorm3d(MaskedLayer, nn.InstanceNorm3d):
         """(B, C, D, H, W) -> same shape, 0 where masked."""
         level = self.level_of(x)
         if level is None:
-            return _dense_instance_norm(self, x)
+            return _packed_instance_norm(self, x) if self.sparse_mask.is_packed else _dense_instance_norm(self, x)
         count = level.voxels.view(-1, 1, 1, 1, 1)
         standard, _, _ = standardize(x, level.visible, count, [2, 3, 4], self.eps)
         return _affine(standard, level.visible, self.weight, self.bias)
@@ -166,14 +180,23 @@ class MaskedLayerNorm(MaskedLayer, nn.LayerNorm):
         return y if level is None else y * level.visible
 
 
-def _affine(standard: Tensor, visible: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Scale and shift the visible voxels."""
+def _affine(standard: Tensor, visible: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Scale and shift the visible voxels; all of them are where ``visible`` is None."""
     if weight is None or bias is None:
         # A copy: the original is kept for the backward pass, and an activation in place may follow.
         return standard.clone()
     shape = (1, -1, 1, 1, 1)
-    y = standard * weight.view(shape).to(standard.dtype)
-    return y.addcmul_(bias.view(shape).to(standard.dtype), visible)
+    weight, bias = weight.view(shape).to(standard.dtype), bias.view(shape).to(standard.dtype)
+    if visible is None:
+        return torch.addcmul(bias, standard, weight)
+    return (standard * weight).addcmul_(bias, visible)
+
+
+def _packed_instance_norm(norm: nn.InstanceNorm3d, x: Tensor) -> Tensor:
+    """Instance norm of a packed map. PyTorch's own would copy it out of ``channels_last_3d`` and back."""
+    count = torch.full((x.shape[0], 1, 1, 1, 1), float(x.shape[2:].numel()), device=x.device)
+    standard, _, _ = standardize(x, None, count, [2, 3, 4], norm.eps)
+    return _affine(standard, None, norm.weight, norm.bias)
 
 
 def _dense_instance_norm(norm: nn.InstanceNorm3d, x: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ class _Standardize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, visible: Tensor, count: Tensor, dims: list[int], eps: float) -> Any:
+    def forward(ctx: Any, x: Tensor, visible: Tensor | None, count: Tensor, dims: list[int], eps: float) -> Any:
         dtype = statistics_dtype(x)
         # In the precision of the statistics throughout: a mean rounded to bfloat16 would shift every voxel.
-        seen = x.to(dtype) * visible
+        seen = x.to(dtype) if visible is None else x.to(dtype) * visible
         mean = seen.sum(dims, keepdim=True) / count
-        centred = seen.sub_(mean).mul_(visible)
-        var = torch.linalg.vector_norm(centred, dim=dims, keepdim=True, dtype=dtype).square_() / count
+        centred = seen - mean if visible is None else seen.sub_(mean).mul_(visible)
+        var = (centred * centred).sum(dims, keepdim=True) / count
         rstd = (var + eps).rsqrt()
         standard = centred.mul_(rstd).to(x.dtype)
         ctx.save_for_backward(standard, visible, rstd, count)
@@ -33,11 +33,12 @@ class _Standardize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         standard, visible, rstd, count = ctx.saved_tensors
         dtype = rstd.dtype
-        gradient = gradients[0] * visible
+        gradient = gradients[0] if visible is None else gradients[0] * visible
         mean = gradient.sum(ctx.dims, keepdim=True, dtype=dtype) / count
         projection = (gradient * standard).sum(ctx.dims, keepdim=True, dtype=dtype) / count
-        gradient.sub_(mean.to(gradient.dtype)).addcmul_(standard, projection.to(gradient.dtype), value=-1.0)
-        return gradient.mul_(rstd.to(gradient.dtype)).mul_(visible), None, None, None, None
+        result = gradient - mean.to(gradient.dtype)
+        result.addcmul_(standard, projection.to(gradient.dtype), value=-1.0).mul_(rstd.to(gradient.dtype))
+        return result if visible is None else result.mul_(visible), None, None, None, None
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
@@ -46,13 +47,13 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def standardize(
-    x: Tensor, visible: Tensor, count: Tensor, dims: list[int], eps: float
+    x: Tensor, visible: Tensor | None, count: Tensor, dims: list[int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Standardise ``x`` with the mean and biased variance of its visible elements.
 
     Args:
         x: any shape.
-        visible: 1 where visible, 0 where masked; broadcasts to ``x``, same dtype.
+        visible: 1 where visible, 0 where masked; broadcasts to ``x``, same dtype. None: all visible.
         count: visible elements of each reduction, float32, of the shape that ``x.sum(dims, keepdim=True)`` has.
         dims: axes that are reduced.
         eps: added to the variance.

@@ -22,8 +22,9 @@ from torch import Tensor
 from ssl_pretrain.functional.geometry import as_triple
 from ssl_pretrain.functional.losses import cell_errors, masked_mean
 from ssl_pretrain.functional.patches import to_cells
-from ssl_pretrain.methods.spark import SparKNetwork
+from ssl_pretrain.methods.spark_network import SparKNetwork
 from ssl_pretrain.networks import FeatureMap, StagedEncoder
+from ssl_pretrain.networks.masked import encode_masked, whole
 from ssl_pretrain.networks.stunet import STUNet
 
 TOLERANCE = 1e-4
@@ -77,8 +78,15 @@ def check_stunet(reference: dict[str, Any]) -> Iterator[Difference]:
 
 
 def check_spark(reference: dict[str, Any]) -> Iterator[Difference]:
-    """Feature maps, reconstruction, loss per cell and gradients of SparK."""
+    """Feature maps, reconstruction, loss per cell and gradients of SparK, with masked and with packed stages."""
+    for packed_stages in (0, reference["network"]["stages_used"]):
+        yield from check_spark_backend(reference, packed_stages)
+
+
+def check_spark_backend(reference: dict[str, Any], packed_stages: int) -> Iterator[Difference]:
+    """The same with so many stages that compute visible cells only."""
     network, names = _build_spark(reference)
+    network.packed_stages = packed_stages
     image = _closed_form_input(reference)
     cell = as_triple(reference["network"]["mask_cell"], "mask_cell")
     mask = torch.ones(1, int(np.prod(reference["grid"])), dtype=torch.bool)
@@ -86,9 +94,8 @@ def check_spark(reference: dict[str, Any]) -> Iterator[Difference]:
     grid_mask = mask.view(1, *reference["grid"])
 
     with network.mask.visible(~grid_mask):
-        seen = network.mask.level(1, tuple(image.shape[2:]), image.dtype)
-        assert seen is not None
-        maps = network.encoder(image * seen.visible)
+        sparse_maps = encode_masked(network.encoder, image, network.mask, packed_stages)
+        maps = [whole(m, network.mask) for m in sparse_maps]
     for i, (ours, theirs) in enumerate(zip(maps, reference["feature_maps"], strict=True)):
         yield from _compare_tensor(f"feature map {i}", ours, theirs, "first8_nonzero")
 
