@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from ssl_pretrain.methods import Method
 from ssl_pretrain.report.tables import format_table
 from ssl_pretrain.training.prepare import Run
 from ssl_pretrain.training.run import lightning_precision
@@ -46,11 +47,23 @@ def show(run: Run) -> str:
             format_table(("map", "channels", "stride", "voxels"), maps),
             "",
             method.describe(),
+            *_cost(method),
             f"parameters: network {network:,}, of which the encoder {encoder:,}; trained now {trained:,}",
             f"memory (estimate, {lightning_precision(run.config)}): weights, gradients and optimiser "
             f"{states / 2**30:.2f} GiB, activations {activations / 2**30:.2f} GiB at batch {method.length.batch_size}",
         ]
     )
+
+
+def _cost(method: Method) -> list[str]:
+    """Multiply-adds of a forward pass as lines of text, and what the mask saves."""
+    found = method.multiply_adds()
+    if not found:
+        return []
+    dense = found.pop("encoder, all voxels")
+    rows = [(name, f"{n / 1e9:.1f}", f"{n / sum(found.values()):.1%}") for name, n in found.items()]
+    saved = f"encoder without the mask {dense / 1e9:.1f}: the mask saves {1 - found['encoder'] / dense:.0%} of it"
+    return ["", format_table(("forward pass of a batch", "10^9 multiply-adds", "share"), rows), saved, ""]
 
 
 def estimate_memory(run: Run) -> tuple[int, int]:

@@ -42,10 +42,11 @@ class CropData(LightningDataModule):
         patch: voxels per axis.
         config: sampling and augmentation; validation is not augmented.
         batch_size: samples per step and device.
-        iterations: training batches per epoch.
+        iterations: optimiser steps per epoch.
         val_iterations: validation batches per epoch, the same crops every time.
         seed: seed of the run.
         num_workers: processes that read; 0 reads in the training process.
+        accumulate: batches per optimiser step.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class CropData(LightningDataModule):
         val_iterations: int,
         seed: int,
         num_workers: int,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
+        self.accumulate = accumulate
         self.batch_size = batch_size
-        self.iterations = iterations
+        self.batches = iterations * accumulate
         self.val_iterations = val_iterations
         self.num_workers = num_workers
         self.train_crops = CropDataset(cases, fold.train, patch, config, seed, TRAIN)
@@ -73,8 +76,8 @@ class CropData(LightningDataModule):
         """Batches of the current epoch, from the step at which the trainer stands."""
         trainer = self.trainer
         step, rank, world = (trainer.global_step, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
-        epoch, skip = divmod(step, self.iterations)
-        return self._loader(self.train_crops, CropSampler(self.iterations, self.batch_size, rank, world, epoch, skip))
+        epoch, skip = divmod(step * self.accumulate, self.batches)
+        return self._loader(self.train_crops, CropSampler(self.batches, self.batch_size, rank, world, epoch, skip))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The same batches in every epoch."""

@@ -84,6 +84,16 @@ class AnatoMask(SparK):
         mask, hard = guided_mask(difficulty, self.masked, self.hard_cells(), generator)
         return Hidden(mask, difficulty, hard)
 
+    def multiply_adds(self) -> dict[str, int]:
+        """As SparK's, and the teacher's forward pass over all of its masks."""
+        student = super().multiply_adds()
+        dense = student.pop("encoder, all voxels")
+        return {
+            "encoder, all voxels": dense,
+            **student,
+            "teacher": self.config.teacher_masks * sum(student.values()),
+        }
+
     def networks(self) -> tuple[SparKNetwork, ...]:
         """Student and teacher."""
         return (self.student, cast("SparKNetwork", self.teacher.module))

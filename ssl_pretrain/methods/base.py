@@ -76,6 +76,7 @@ class OptimizerConfig:
         warmup_epochs: epochs of linear warm-up; None for 20 (published), at most a tenth of the run.
         warmup_start_lr: learning rate at the first step.
         clip: norm to which the gradient is clipped.
+        accumulate: batches whose gradients are averaged for one optimiser step.
     """
 
     lr: float
@@ -84,6 +85,7 @@ class OptimizerConfig:
     warmup_epochs: float | None = None
     warmup_start_lr: float = 1e-6
     clip: float = 12.0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip"):
@@ -92,6 +94,9 @@ class OptimizerConfig:
         for name in ("weight_decay", "warmup_epochs", "warmup_start_lr"):
             if not (getattr(self, name) or 0) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}.")
 
     def warmup(self, epochs: int) -> float:
         """Epochs of warm-up of a run of so many epochs."""
@@ -150,15 +155,21 @@ class Method(LightningModule, ABC):
     def describe(self) -> str:
         """The pretext task in a few lines of text: mask grid, masked cells, widths."""
 
+    def multiply_adds(self) -> dict[str, int]:
+        """Multiply-adds of the forward pass of one batch by part of the method; empty where nobody counted."""
+        return {}
+
     def generator_for(self, *path: int) -> torch.Generator:
         """A generator on the module's device whose seed is a pure function of the run's seed and ``path``."""
         generator = torch.Generator(self.device)
         generator.manual_seed(derive_seed(self.seed, *path))
         return generator
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
-        """One step: the loss, and what to show of it, for Lightning."""
-        output = self(batch, self.generator_for(TRAIN_STREAM, self.global_step, self.global_rank))
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One batch: the loss, and what to show of it, for Lightning."""
+        accumulate = self.config.accumulate
+        number = self.global_step * accumulate + batch_idx % accumulate
+        output = self(batch, self.generator_for(TRAIN_STREAM, number, self.global_rank))
         return {"loss": output.loss, "log": output.log}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:

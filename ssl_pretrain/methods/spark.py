@@ -7,7 +7,7 @@ with mask tokens, and a light decoder reconstructs the hidden cells in their own
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -21,10 +21,11 @@ from ssl_pretrain.functional.losses import cell_errors, cell_statistics, masked_
 from ssl_pretrain.functional.masking import count_masked, random_mask, repeat_to
 from ssl_pretrain.functional.patches import from_cells, to_cells
 from ssl_pretrain.methods.base import Batch, Method, MethodSetup, OptimizerConfig, Output
+from ssl_pretrain.methods.cost import count_multiply_adds
 from ssl_pretrain.methods.light_decoder import DecoderKind, Norm
 from ssl_pretrain.methods.spark_network import SparKNetwork
-from ssl_pretrain.methods.tuning import Context, MemoryFormat, choose_memory_format, choose_packed_stages
-from ssl_pretrain.networks.backends import Backend
+from ssl_pretrain.methods.tuning import Context, MemoryFormat, choose_backend, choose_memory_format, use_backend
+from ssl_pretrain.networks.backends import Backend, Choice
 
 log = logging.getLogger("ssl_pretrain")
 
@@ -123,28 +124,33 @@ class SparK(Method):
 
     def on_fit_start(self) -> None:
         """Lightning calls this when the module is on its device."""
-        self.tune(self.trainer.precision_plugin.forward_context)
+        self.tune(self.trainer.precision_plugin.forward_context, self.trainer.strategy.broadcast)
 
-    def tune(self, precision: Context = nullcontext) -> None:
+    def tune(self, precision: Context = nullcontext, agree: Callable[[Choice], Choice] = lambda choice: choice) -> None:
         """Set up everything that makes a step faster on the module's device and does not change what it computes.
 
         Args:
             precision: context in which a forward pass runs.
+            agree: brings the choices of several processes together.
         """
         config = self.config
         image = torch.zeros(self.length.batch_size, self.backbone.input_channels, *self.patch, device=self.device)
-        packed = choose_packed_stages(self.student, config.sparse, image, self.masked, precision)
+        choice = agree(choose_backend(self.student, config.sparse, image, self.masked, precision))
         memory_format = choose_memory_format(config.memory_format, self.device)
         for network in self.networks():
-            network.packed_stages = packed
+            use_backend(network, choice)
             network.use_memory_format(memory_format)
             if config.compile:
                 network.decoder.compile()  # type: ignore[no-untyped-call]
         packable, reason = self.student.packable
         total = len(self.student.maps)
-        log.info("sparse=%s: %d of %d encoder stages compute visible cells only", config.sparse, packed, total)
+        log.info("sparse=%s: %s of %d encoder stages", config.sparse, choice, total)
         if config.sparse != "masked" and packable < total:
-            log.info("the others compute all voxels: %s", reason)
+            log.info("stages from %d on cannot leave masked voxels out: %s", packable, reason)
+
+    def multiply_adds(self) -> dict[str, int]:
+        """Of encoder (dense, and with visible cells only), densification and decoder, for a batch."""
+        return count_multiply_adds(self.student, self.config.sparse, self.length.batch_size, self.patch, self.masked)
 
     def networks(self) -> tuple[SparKNetwork, ...]:
         """Every network that reconstructs images."""

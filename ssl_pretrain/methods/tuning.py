@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,10 +15,9 @@ from torch import Tensor
 from ssl_pretrain.functional.geometry import Triple, grid_of
 from ssl_pretrain.functional.masking import random_mask
 from ssl_pretrain.methods.spark_network import SparKNetwork
-from ssl_pretrain.networks.backends import Backend, fastest, rule_of_thumb
-from ssl_pretrain.networks.masked import encode_masked, whole
-
-log = logging.getLogger("ssl_pretrain")
+from ssl_pretrain.networks.backends import Backend, Choice, PackedConvolution, fastest, rule_of_thumb
+from ssl_pretrain.networks.masked import SparseMap, encode_masked, whole
+from ssl_pretrain.sparse.spconv_conv import has_spconv, require_spconv
 
 MemoryFormat = Literal["auto", "contiguous", "channels_last_3d"]
 REPETITIONS = 3
@@ -26,13 +25,13 @@ REPETITIONS = 3
 Context = Callable[[], AbstractContextManager[object]]
 
 
-def choose_packed_stages(
+def choose_backend(
     network: SparKNetwork, backend: Backend, image: Tensor, masked: int, context: Context = nullcontext
-) -> int:
-    """How many encoder stages work on packed cells; why no more is logged.
+) -> Choice:
+    """Which stages compute visible cells only, and by which convolution.
 
-    ``auto`` follows a rule measured on CPUs, so that a continued run computes the same to the last bit, and times the
-    encoder on other devices.
+    On the CPU it follows a rule that was measured there, so that a continued run computes the same to the last bit. On
+    other devices it times the encoder with each number of packed stages; the times are logged.
 
     Args:
         network: on its device.
@@ -40,15 +39,33 @@ def choose_packed_stages(
         image: (B, C, D, H, W) of the size and on the device of training.
         masked: masked cells of a sample.
         context: precision of training.
+
+    Raises:
+        ValueError: ``spconv`` without the library or without a CUDA device; says what to do.
     """
     packable, _ = network.packable
-    if backend == "masked":
-        return 0
-    if backend != "auto":
-        return packable
+    if backend == "spconv":
+        require_spconv(image.device)
+    if backend == "masked" or not packable:
+        return Choice(0)
     if image.device.type == "cpu":
-        return rule_of_thumb(network.maps, network.cell, packable)
-    return fastest(lambda packed: time_encoder(network, packed, image, masked, context), packable)
+        return Choice(rule_of_thumb(network.maps, network.cell, packable))
+    choices = candidates(backend, packable, image.device)
+    return fastest(lambda choice: time_encoder(network, choice, image, masked, context), choices)
+
+
+def candidates(backend: Backend, packable: int, device: torch.device) -> list[Choice]:
+    """What to try: a backend asked for by name computes one stage at least."""
+    if backend != "auto":
+        return [Choice(n, "spconv" if backend == "spconv" else "blocks") for n in range(1, packable + 1)]
+    convolutions: list[PackedConvolution] = ["blocks", "spconv"] if has_spconv(device) else ["blocks"]
+    return [Choice(0), *(Choice(n, c) for c in convolutions for n in range(1, packable + 1))]
+
+
+def use_backend(network: SparKNetwork, choice: Choice) -> None:
+    """Let a network compute its encoder so."""
+    network.packed_stages = choice.packed_stages
+    network.mask.packed_conv = choice.convolution
 
 
 def choose_memory_format(wanted: MemoryFormat, device: torch.device) -> torch.memory_format:
@@ -59,12 +76,14 @@ def choose_memory_format(wanted: MemoryFormat, device: torch.device) -> torch.me
 
 
 def time_encoder(
-    network: SparKNetwork, packed: int, image: Tensor, masked: int, context: Context = nullcontext
+    network: SparKNetwork, choice: Choice, image: Tensor, masked: int, context: Context = nullcontext
 ) -> float:
-    """Seconds of a forward and backward pass of the encoder with so many packed stages; the first one is not counted.
+    """Seconds of a forward and backward pass of the encoder, median after one for warm-up.
 
-    Gradients and random state are left as they were.
+    Nothing of the network is touched: it is a copy that runs.
     """
+    network = copy.deepcopy(network)
+    use_backend(network, choice)
     size: Triple = (image.shape[2], image.shape[3], image.shape[4])
     grid = grid_of(size, network.cell)
     generator = torch.Generator(image.device).manual_seed(0)
@@ -72,16 +91,21 @@ def time_encoder(
     visible = grid[0] * grid[1] * grid[2] - masked
     parameters = [p for p in network.encoder.parameters() if p.requires_grad]
     seconds = []
+    devices = [image.device] if image.device.type == "cuda" else []
     for _ in range(REPETITIONS + 1):
         _synchronize(image.device)
         started = time.perf_counter()
-        with context(), network.mask.visible(~mask, visible):
-            maps = [whole(m, network.mask) for m in encode_masked(network.encoder, image, network.mask, packed)]
+        with torch.random.fork_rng(devices), context(), network.mask.visible(~mask, visible):
+            maps = [whole(m, network.mask) for m in _encode(network, image)]
             total = torch.stack([m.float().mean() for m in maps]).sum()
         torch.autograd.grad(total, parameters, allow_unused=True)
         _synchronize(image.device)
         seconds.append(time.perf_counter() - started)
     return median(seconds[1:])
+
+
+def _encode(network: SparKNetwork, image: Tensor) -> list[SparseMap]:
+    return encode_masked(network.encoder, image, network.mask, network.packed_stages, network.checkpointing)
 
 
 def _synchronize(device: torch.device) -> None:

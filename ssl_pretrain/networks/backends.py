@@ -5,18 +5,53 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 from torch import nn
 
 from ssl_pretrain.functional.geometry import Triple, as_triple, is_maskable
 from ssl_pretrain.networks.base import FeatureMap, StagedEncoder
 from ssl_pretrain.sparse.block_conv import geometry_of
+from ssl_pretrain.sparse.layers import MaskedLayer
 
 log = logging.getLogger("ssl_pretrain")
 
 Backend = Literal["auto", "masked", "blocks", "spconv"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
+PackedConvolution = Literal["blocks", "spconv"]
+
+
+class Choice(NamedTuple):
+    """How an encoder leaves masked voxels out.
+
+    Attributes:
+        packed_stages: stages, from the finest, that compute visible cells only; 0 is masked-dense.
+        convolution: what computes convolutions there.
+    """
+
+    packed_stages: int
+    convolution: PackedConvolution = "blocks"
+
+    def __str__(self) -> str:
+        return f"{self.convolution} in {self.packed_stages}" if self.packed_stages else "masked"
+
+
+POINTWISE = (
+    nn.Identity,
+    nn.LeakyReLU,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.PReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Tanh,
+    nn.Hardswish,
+    nn.Sigmoid,
+    nn.Dropout,
+    nn.Dropout3d,
+)
+"""Layers that act on each voxel, or each channel, alone."""
 
 SMALLEST_PACKED_CELL = 8
 """Voxels. On two CPU cores a stage whose cells have 2³ voxels is faster packed, one with single voxels is not at 60 %
@@ -52,17 +87,17 @@ def rule_of_thumb(maps: Sequence[FeatureMap], cell: Triple, packable: int) -> in
     return sum(v >= SMALLEST_PACKED_CELL for v in voxels)
 
 
-def fastest(seconds: Callable[[int], float], packable: int) -> int:
-    """The number of packed stages with the shortest time; times are logged.
+def fastest(seconds: Callable[[Choice], float], choices: Sequence[Choice]) -> Choice:
+    """The choice with the shortest time; times are logged.
 
     Args:
-        seconds: time of a forward and backward pass with so many packed stages.
-        packable: most stages to try.
+        seconds: time of a forward and backward pass of the encoder.
+        choices: what to try, at least one.
     """
-    times = {packed: seconds(packed) for packed in range(packable + 1)}
-    best = min(times, key=lambda packed: times[packed])
-    table = ", ".join(f"{packed}: {1000 * t:.1f} ms" for packed, t in times.items())
-    log.info("sparse=auto: encoder forward and backward by number of packed stages: %s; takes %d", table, best)
+    times = {choice: seconds(choice) for choice in choices}
+    best = min(times, key=lambda choice: times[choice])
+    table = ", ".join(f"{choice}: {1000 * t:.1f} ms" for choice, t in times.items())
+    log.info("encoder forward and backward: %s; takes %s", table, best)
     return best
 
 
@@ -72,8 +107,12 @@ def _is_packable(layer: nn.Module, step: Triple) -> bool:
         return geometry_of(layer) is not None and tuple(layer.stride) in ((1, 1, 1), step)
     if isinstance(layer, (nn.MaxPool3d, nn.AvgPool3d)):
         kernel, stride, padding = (_per_axis(v) for v in (layer.kernel_size, layer.stride, layer.padding))
-        return kernel == stride == step and padding == (0, 0, 0)
-    return True
+        dilation = _per_axis(getattr(layer, "dilation", 1))
+        return kernel == stride == step and padding == (0, 0, 0) and dilation == (1, 1, 1)
+    is_leaf = next(layer.children(), None) is None
+    # Containers compute what their layers compute. A layer without parameters that we do not know may look across the
+    # faces of cells.
+    return not is_leaf or isinstance(layer, (MaskedLayer, *POINTWISE))
 
 
 def _per_axis(value: int | Sequence[int]) -> Triple:

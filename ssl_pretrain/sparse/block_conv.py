@@ -76,8 +76,9 @@ def block_conv(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     Returns:
         packed (B, C', n·d/s, h/s, w/s).
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     result: Tensor = _BlockConv.apply(x, weight, bias, geometry, packing)  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ssl_pretrain.sparse.block_conv import block_conv, geometry_of
 from ssl_pretrain.sparse.mask import Level, SparseMask
+from ssl_pretrain.sparse.spconv_conv import spconv_conv
 from ssl_pretrain.sparse.standardize import standardize
 
 
@@ -54,7 +55,8 @@ class MaskedConv3d(MaskedLayer, nn.Conv3d):
             raise ValueError(f"This convolution cannot work on packed cells: {self}.")
         if geometry.reads_own_cell_only:
             return super().forward(x)
-        return block_conv(x, self.weight, self.bias, geometry, self.sparse_mask.packing)
+        convolve = spconv_conv if self.sparse_mask.packed_conv == "spconv" else block_conv
+        return convolve(x, self.weight, self.bias, geometry, self.sparse_mask.packing)
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):

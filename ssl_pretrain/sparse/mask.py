@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,9 +37,13 @@ class SparseMask:
 
     The expansion to a resolution is computed once per forward pass and shared by all layers of a stage. Within
     :meth:`packed_layout` the layers work on packed maps, which hold the visible cells only (:mod:`.packing`).
+
+    Attributes:
+        packed_conv: what convolves packed maps across the faces of cells, :mod:`.block_conv` or :mod:`.spconv_conv`.
     """
 
     def __init__(self) -> None:
+        self.packed_conv: Literal["blocks", "spconv"] = "blocks"
         self._cells: Tensor | None = None
         self._count: int | None = None
         self._levels: dict[tuple[Triple, torch.dtype], Level] = {}
@@ -52,7 +56,8 @@ class SparseMask:
 
         Args:
             cells: boolean (B, gd, gh, gw), True = visible.
-            count: visible cells of every sample, where the caller knows it: counting them waits for the GPU.
+            count: visible cells of every sample, where the caller knows it: counting them waits for the GPU. It is
+                believed.
 
         Raises:
             ValueError: ``cells`` is not a boolean tensor with four axes.

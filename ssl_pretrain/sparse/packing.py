@@ -24,12 +24,12 @@ class Halo(NamedTuple):
 
     Attributes:
         rows: (N·voxels,) int32, row of each voxel; 0 where there is none.
-        present: (N·voxels, 1), whether there is one: False in a masked neighbour and outside the patch.
+        absent: (N·voxels, 1), whether there is none: in a masked neighbour and outside the patch.
         shape: voxels per axis of a haloed cell.
     """
 
     rows: Tensor
-    present: Tensor
+    absent: Tensor
     shape: Triple
 
 
@@ -53,6 +53,8 @@ class Packing:
         self.index = order[:, :count]
         self._neighbours: Tensor | None = None
         self._halos: dict[tuple[Triple, Triple, Triple], Halo] = {}
+        # What a backend keeps per mask, under keys of its own.
+        self.cache: dict[object, object] = {}
 
     def cell_of(self, packed: Tensor) -> Triple:
         """Voxels per axis of a cell in a packed map."""
@@ -82,7 +84,7 @@ class Packing:
         """
         halo = self._halo(self.cell_of(packed), low, high)
         rows = to_rows(packed).index_select(0, halo.rows)
-        return _from_rows(rows.mul_(halo.present), self.batch * self.count, halo.shape)
+        return _from_rows(rows.masked_fill_(halo.absent, 0.0), self.batch * self.count, halo.shape)
 
     def _halo(self, cell: Triple, low: Triple, high: Triple) -> Halo:
         key = (cell, low, high)
@@ -100,13 +102,13 @@ class Packing:
             places.append(position.remainder(size))
         neighbour = (steps[0].view(-1, 1, 1) * 3 + steps[1].view(1, -1, 1)) * 3 + steps[2]
         place = (places[0].view(-1, 1, 1) * cell[1] + places[1].view(1, -1, 1)) * cell[2] + places[2]
-        owner = self._neighbour_table().index_select(1, neighbour.flatten())
-        present = owner != ABSENT
+        owner = self.neighbour_table().index_select(1, neighbour.flatten())
+        absent = owner == ABSENT
         voxels = cell[0] * cell[1] * cell[2]
-        rows = (owner * voxels + place.view(1, -1).to(torch.int32)).mul_(present)
-        return Halo(rows.flatten(), present.view(-1, 1), cast("Triple", tuple(neighbour.shape)))
+        rows = (owner * voxels + place.view(1, -1).to(torch.int32)).masked_fill_(absent, 0)
+        return Halo(rows.flatten(), absent.view(-1, 1), cast("Triple", tuple(neighbour.shape)))
 
-    def _neighbour_table(self) -> Tensor:
+    def neighbour_table(self) -> Tensor:
         """(B·n, 27) int32: the packed number of each of a cell's neighbours (itself in the middle), or ABSENT."""
         if self._neighbours is None:
             cells = self.cells.flatten()

@@ -39,7 +39,8 @@ class Bar(TQDMProgressBar):
             metrics["images/s"] = f"{rate * self.history.batch_size:.2f}"
         left = self.history.seconds_left(trainer)
         if not left and rate:
-            left = ((trainer.max_epochs or 0) * trainer.num_training_batches - trainer.global_step) / rate
+            done = trainer.global_step * trainer.accumulate_grad_batches
+            left = ((trainer.max_epochs or 0) * trainer.num_training_batches - done) / rate
         metrics["left"] = format_seconds(left)
         return metrics
 

@@ -91,6 +91,8 @@ class StopSignal(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save and stop between two steps. The last step of an epoch is saved by the epoch's end instead."""
         batch_idx = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # a checkpoint does not hold gradients
         if batch_idx < trainer.num_training_batches and self._anyone_received(trainer):
             self.finite.check_now(trainer)
             check_finite(pl_module, trainer.global_step, self.folder)

@@ -17,6 +17,7 @@ from ssl_pretrain.data.splits import Fold, load_fold
 from ssl_pretrain.functional.geometry import Triple, check_patch
 from ssl_pretrain.methods import Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import build_backbone
+from ssl_pretrain.sparse.spconv_conv import require_spconv
 from ssl_pretrain.transfer.load import load_pretrained
 
 MOST_WORKERS = 8
@@ -123,6 +124,8 @@ def check_device(config: PretrainConfig) -> None:
         raise ValueError("-device mps: this machine has no Metal device. Use -device cpu.")
     if config.device == "cpu" and config.precision == "16":
         raise ValueError("-precision 16 needs a GPU. Use -precision 32 or bf16 with -device cpu.")
+    if getattr(config.task, "sparse", None) == "spconv":
+        require_spconv(torch.device(config.device))
     if config.device != "cuda" and config.num_gpus * config.num_nodes > 1:
         raise ValueError(f"-num_gpus and -num_nodes need -device cuda, got {config.device}.")
 
@@ -162,5 +165,6 @@ def _data(config: PretrainConfig, cases: Cases, fold: Fold) -> CropData:
         config.crops,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
+        accumulate=config.task.accumulate,
         **settings,
     )

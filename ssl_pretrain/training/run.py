@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ssl_pretrain.config import PretrainConfig
 from ssl_pretrain.data.locate import dataset_number
+from ssl_pretrain.training.allocator import keep_freed_memory
 from ssl_pretrain.training.checkpoints import (
     BEST,
     FINAL,
@@ -71,6 +72,8 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
         PreemptedError: SIGTERM; the run is saved.
         OSError: a file cannot be written; the previous checkpoint is intact.
     """
+    if config.device == "cpu":
+        keep_freed_memory()
     checkpoint = find_resumable(resolve_folder(config)) if resume else None
     run = prepare(config, resume=resume)
     check_output(run, resume)
@@ -149,6 +152,7 @@ def build_trainer(config: PretrainConfig, run: Run, callbacks: list[Any]) -> Tra
         precision=lightning_precision(config),  # type: ignore[arg-type]
         max_epochs=config.epochs,
         gradient_clip_val=config.task.clip,
+        accumulate_grad_batches=config.task.accumulate,
         callbacks=callbacks,
         logger=TensorBoardLogger(run.folder, name="tensorboard", version=""),
         plugins=[AtomicCheckpointIO()],

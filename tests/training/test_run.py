@@ -319,3 +319,45 @@ def test_all_cases_with_a_hold_out(dataset, tmp_path):
         "5 cases to train on, 1 to validate on (all cases: 1 of 6 cases held out"
         in next(folder.glob("training_log_*.txt")).read_text()
     )
+
+
+def test_a_run_may_continue_with_another_backend(dataset, tmp_path):
+    pretrain(config(tmp_path, "masked", epochs=2).with_settings({"sparse": "masked"}))
+    first = config(tmp_path, "switched", epochs=2).with_settings({"sparse": "masked"})
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        StopAfter(patch, FIRST + 2, cut)
+        pretrain(first)
+    result = pretrain(first.with_settings({"sparse": "blocks", "memory_format": "channels_last_3d"}), resume=True)
+    masked, switched = weights(tmp_path / "masked"), weights(result.folder)
+    assert list(masked) == list(switched)
+    for name, tensor in masked.items():
+        torch.testing.assert_close(switched[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_accumulated_batches_are_one_step_of_their_mean(dataset, tmp_path, monkeypatch):
+    seen = []
+    original = Method.optimizer_step
+
+    def watch(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        seen.append(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    monkeypatch.setattr(Method, "optimizer_step", watch)
+    result = pretrain(config(tmp_path, batch_size=1, epochs=1).with_settings({"accumulate": 2}))
+    assert seen == [2, 4, 6], "three steps of two batches each"
+    # The log shows the mean over batches, not what Lightning divides for accumulation.
+    single = pretrain(config(tmp_path, "single", batch_size=1, epochs=1, iters=6).with_settings({"lr": 1e-30}))
+    still = pretrain(config(tmp_path, "still", batch_size=1, epochs=1).with_settings({"accumulate": 2, "lr": 1e-30}))
+    assert still.metrics[0]["train_loss"] == pytest.approx(single.metrics[0]["train_loss"], rel=1e-5)
+    assert result.metrics[0]["train_loss"] > 0
+
+
+@pytest.mark.parametrize("crops", [FIRST + 3, FIRST + 2 * TRAIN - 1])
+def test_an_accumulating_run_is_continued_bit_for_bit_after_sigterm(dataset, tmp_path, monkeypatch, crops):
+    accumulating = {"accumulate": 2}
+    whole = pretrain(config(tmp_path, "whole").with_settings(accumulating))
+    terminated = config(tmp_path, "terminated").with_settings(accumulating)
+    with monkeypatch.context() as patch, pytest.raises(PreemptedError, match="stopped after step"):
+        StopAfter(patch, crops, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        pretrain(terminated)
+    assert_same_run(pretrain(terminated, resume=True).folder, whole.folder)

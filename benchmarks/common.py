@@ -1,0 +1,129 @@
+"""What the benchmarks share: machine, clock, memory, table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.networks import Backbone, build_backbone
+from ssl_pretrain.networks.wrap import wrap_network
+
+STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 1, 1]]
+"""Of the published STU-Net for nnU-Net v2; the sixth stage does not step."""
+RESENC_L = {
+    "n_stages": 6,
+    "features_per_stage": [32, 64, 128, 256, 320, 320],
+    "kernel_sizes": [[3, 3, 3]] * 6,
+    "strides": [[1, 1, 1]] + [[2, 2, 2]] * 5,
+    "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
+}
+"""nnU-Net's ResEnc-L for patches that allow five halvings."""
+
+
+def build_network(name: str, channels: int, patch: Triple, classes: int = 105) -> Backbone:
+    """An STU-Net by its name, or ``ResEncL``. Needs neither nnU-Net nor data.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name == "ResEncL":
+        return wrap_network(_resenc(channels, classes), channels)
+    architecture = {"arch_kwargs": {"strides": STRIDES}}
+    return build_backbone(name, architecture=architecture, input_channels=channels, num_classes=classes, patch=patch)
+
+
+def _resenc(channels: int, classes: int) -> nn.Module:
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+    return ResidualEncoderUNet(
+        input_channels=channels,
+        num_classes=classes,
+        conv_op=nn.Conv3d,
+        n_conv_per_stage_decoder=[1] * 5,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        **RESENC_L,
+    )
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[None]:
+    """Mixed precision as asked for: ``32`` or ``bf16``."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def timed(run: Callable[[], Any], device: str) -> float:
+    """Seconds of one call."""
+    synchronize(device)
+    started = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def synchronize(device: str) -> None:
+    """Wait for the GPU."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def peak_memory(run: Callable[[], Any], device: str) -> float:
+    """GiB that one call needs on top of what is held before it: what PyTorch allocates, on the CPU and on a GPU."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+    return _peak_on_cpu(run)
+
+
+def _peak_on_cpu(run: Callable[[], Any]) -> float:
+    """Runs under PyTorch's profiler, which sees every allocation and release."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    held = highest = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            highest = max(highest, held)
+    return highest / 2**30
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Machine, versions and date, for the JSON."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    return {
+        "machine": {"device": name, "system": platform.platform(), "cores": os.cpu_count()},
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "date": date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    """Name of the processor; ``platform.processor()`` is empty on many Linux systems."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "cpu"
+
+
+def write(result: dict[str, Any], file: Path | None) -> None:
+    """The result as JSON, where a file was asked for."""
+    if file:
+        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

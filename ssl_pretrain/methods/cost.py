@@ -1,0 +1,48 @@
+"""Multiply-adds of a method's networks, counted on the ``meta`` device: nothing is computed."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_pretrain.functional.geometry import Triple, grid_of
+from ssl_pretrain.methods.spark_network import SparKNetwork
+from ssl_pretrain.networks.backends import Backend, rule_of_thumb
+from ssl_pretrain.networks.masked import encode_masked
+
+
+def count_multiply_adds(
+    network: SparKNetwork, backend: Backend, batch: int, patch: Triple, masked: int
+) -> dict[str, int]:
+    """Multiply-adds of convolutions and linear layers in one forward pass.
+
+    Args:
+        network: on any device; it is not touched.
+        backend: how the encoder leaves masked voxels out; the stages that do are those of the rule for CPUs.
+        batch: samples.
+        patch: voxels per axis.
+        masked: masked cells of a sample.
+
+    Returns:
+        ``encoder, all voxels`` (masked-dense), ``encoder`` (as it will run), ``densify``, ``decoder``.
+    """
+    network = copy.deepcopy(network).to("meta").eval()
+    grid = grid_of(patch, network.cell)
+    image = torch.empty(batch, network.decoder.head.out_channels, *patch, device="meta")
+    seen = torch.ones(batch, *grid, dtype=torch.bool, device="meta")
+    packed = 0 if backend == "masked" else rule_of_thumb(network.maps, network.cell, network.packable[0])
+    counts = {}
+    with torch.no_grad():
+        for name, stages in (("encoder, all voxels", 0), ("encoder", packed)):
+            with FlopCounterMode(display=False) as counter, network.mask.visible(seen, seen[0].numel() - masked):
+                maps = encode_masked(network.encoder, image, network.mask, stages)
+            counts[name] = counter.get_total_flops() // 2
+        with FlopCounterMode(display=False) as counter, network.mask.visible(seen, seen[0].numel() - masked):
+            dense = [fill(m) for fill, m in zip(network.densify, reversed(maps), strict=False)]
+        counts["densify"] = counter.get_total_flops() // 2
+        with FlopCounterMode(display=False) as counter:
+            network.decoder(dense)
+        counts["decoder"] = counter.get_total_flops() // 2
+    return counts

@@ -1,0 +1,179 @@
+"""What makes a step faster changes nothing that it computes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from architectures import backbone
+
+from ssl_pretrain.methods import AnatoMask, AnatoMaskConfig, MethodSetup, RunLength, SparK, SparKConfig
+from ssl_pretrain.methods.light_decoder import LightDecoder, decoder_widths
+from ssl_pretrain.methods.tuning import choose_backend, time_encoder
+from ssl_pretrain.networks import build_backbone
+from ssl_pretrain.networks.backends import Choice, fastest
+
+PATCH = (16, 16, 16)
+
+
+def anatomask(batch_size: int = 2, **config) -> AnatoMask:
+    torch.manual_seed(0)
+    setup = MethodSetup(backbone=backbone(), patch=PATCH, length=RunLength(10, 5, batch_size), seed=1)
+    method = AnatoMask(AnatoMaskConfig(mask_cell=(4, 4, 4), **config), setup).train()
+    method.tune()
+    return method
+
+
+def step(method: SparK, seed: int = 0) -> list[torch.Tensor]:
+    """The loss of a batch, every gradient and every running statistic."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(2, 1, *PATCH, generator=generator)
+    loss = method({"image": image, "case": ["a", "b"], "index": torch.arange(2)}, generator).loss
+    loss.backward()
+    gradients = [p.grad for p in method.trained.parameters() if p.requires_grad]
+    return [loss.detach(), *gradients, *method.trained.buffers()]
+
+
+def norm(tensors: list[torch.Tensor]) -> float:
+    return float(torch.cat([t.flatten().double() for t in tensors]).norm())
+
+
+@pytest.mark.parametrize("decoder", ["spark", "slim"])
+@pytest.mark.parametrize("decoder_norm", ["batch", "instance"])
+@pytest.mark.parametrize(
+    "switch",
+    [{"sparse": "blocks"}, {"memory_format": "channels_last_3d"}, {"checkpointing": True}, {"compile": True}],
+    ids=lambda switch: next(iter(switch)),
+)
+def test_a_switch_changes_no_loss_no_gradient_and_no_running_statistic(switch, decoder, decoder_norm):
+    settings = {"decoder": decoder, "decoder_norm": decoder_norm}
+    expected = step(anatomask(**{"sparse": "masked", "memory_format": "contiguous", **settings}))
+    found = step(anatomask(**{"sparse": "masked", "memory_format": "contiguous", **settings, **switch}))
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=0)
+    difference = norm([a - b for a, b in zip(found, expected, strict=True)])
+    assert difference <= 1e-4 * norm(expected)
+
+
+def test_switches_do_not_change_names_or_weights():
+    plain = anatomask(sparse="masked").state_dict()
+    switched = anatomask(sparse="blocks", memory_format="channels_last_3d", compile=True, checkpointing=True)
+    assert list(switched.state_dict()) == list(plain)
+    for name, tensor in switched.state_dict().items():
+        assert torch.equal(tensor, plain[name])
+    switched.load_state_dict(plain)
+
+
+def test_on_the_cpu_auto_packs_by_the_rule_and_student_and_teacher_agree():
+    method = anatomask(sparse="auto")
+    # Cells of 4³, 2³ and 1 voxels.
+    assert [n.packed_stages for n in method.networks()] == [2, 2]
+    assert [n.packed_stages for n in anatomask(sparse="masked").networks()] == [0, 0]
+
+
+def test_what_was_chosen_is_logged_with_the_reason_for_the_rest(caplog):
+    caplog.set_level(logging.INFO, "ssl_pretrain")
+    method = anatomask(sparse="blocks")
+    assert "sparse=blocks: blocks in 2 of 3 encoder stages" in caplog.text
+    method.student.packable = (1, "stage 1 has Conv3d(…)")
+    caplog.clear()
+    method.tune()
+    assert "stages from 1 on cannot leave masked voxels out: stage 1 has Conv3d(…)" in caplog.text
+
+
+def test_timing_an_encoder_leaves_network_and_random_state_alone():
+    method = anatomask(sparse="masked")
+    before, state = copy.deepcopy(method.state_dict()), torch.get_rng_state()
+    image = torch.zeros(2, 1, *PATCH)
+    assert time_encoder(method.student, Choice(2), image, method.masked) > 0
+    assert method.student.packed_stages == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(t, before[name]) for name, t in method.state_dict().items())
+    assert all(p.grad is None for p in method.parameters())
+
+
+def test_the_fastest_choice_wins_and_all_times_are_logged(caplog):
+    caplog.set_level(logging.INFO, "ssl_pretrain")
+    seconds = {Choice(0): 0.3, Choice(1): 0.1, Choice(1, "spconv"): 0.2}
+    assert fastest(seconds.__getitem__, list(seconds)) == Choice(1)
+    assert "masked: 300.0 ms, blocks in 1: 100.0 ms, spconv in 1: 200.0 ms; takes blocks in 1" in caplog.text
+
+
+def test_spconv_without_a_gpu_says_what_to_do():
+    method = anatomask()
+    with pytest.raises(ValueError, match="-set sparse="):
+        choose_backend(method.student, "spconv", torch.zeros(2, 1, *PATCH), method.masked)
+
+
+def test_several_teacher_masks_are_one_batch_of_what_each_would_be():
+    method = anatomask(teacher_masks=3)
+    image = torch.randn(2, 1, *PATCH)
+    together = method.rate(image, torch.Generator().manual_seed(0))
+    method.config = AnatoMaskConfig(teacher_masks=1, mask_cell=(4, 4, 4))
+    apart = method.rate(image.repeat(3, 1, 1, 1, 1), torch.Generator().manual_seed(0)).view(3, 2, *method.grid)
+    rated = apart != -torch.inf
+    mean = apart.masked_fill(~rated, 0).sum(0) / rated.sum(0).clamp_min(1)
+    expected = mean.masked_fill(~rated.any(0), -torch.inf)
+    torch.testing.assert_close(together, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_slim_decoder_costs_about_a_third_and_convolves_at_the_width_that_goes_out():
+    spark, slim = anatomask(decoder="spark"), anatomask(decoder="slim")
+    costs = [m.multiply_adds()["decoder"] for m in (spark, slim)]
+    assert 0.25 < costs[1] / costs[0] < 0.45
+    for block, width in zip(slim.student.decoder.blocks, slim.student.decoder.widths[1:], strict=True):
+        assert block.up_sample.weight.shape[1] == width
+        assert block.conv[0].weight.shape[:2] == (width, width)
+
+
+def test_the_slim_decoder_is_no_wider_than_the_finest_map_at_full_resolution():
+    strides = [(2, 2, 2), (2, 2, 2), (1, 1, 1)]
+    assert decoder_widths(64, strides) == [64, 32, 16, 16]
+    assert decoder_widths(64, strides, finest=4) == [64, 32, 4, 4]
+    decoder = LightDecoder(64, strides, 1, "instance", "slim", finest=4)
+    maps = [torch.zeros(1, w, n, n, n) for w, n in ((64, 2), (32, 4), (4, 8))]
+    assert decoder(maps).shape == (1, 1, 8, 8, 8)
+
+
+def test_multiply_adds_are_those_of_the_published_network():
+    """STU-Net base at 112×112×128: encoder 109.0, decoder 598.1, densify 83.2 of which 44.4 were never used (10^9)."""
+    made = {"arch_kwargs": {"strides": [[1, 1, 1], *[[2, 2, 2]] * 4, [1, 1, 1]]}}
+    patch = (112, 112, 128)
+    network = build_backbone("STUNet_base", architecture=made, input_channels=1, num_classes=2, patch=patch)
+    setup = MethodSetup(backbone=network, patch=patch, length=RunLength(10, 5, 1))
+    found = SparK(SparKConfig(stages=5, sparse="masked", mask_cell=(16, 16, 16)), setup).multiply_adds()
+    assert {name: round(n / 1e9, 1) for name, n in found.items()} == {
+        "encoder, all voxels": 109.0,
+        "encoder": 109.0,
+        "densify": 38.8,
+        "decoder": 598.1,
+    }
+
+
+def test_the_mask_saves_its_share_of_the_encoder():
+    found = anatomask(sparse="blocks", mask_ratio=0.75).multiply_adds()
+    assert found["encoder"] < 0.4 * found["encoder, all voxels"]
+    assert found["teacher"] == found["encoder"] + found["densify"] + found["decoder"]
+    dense = anatomask(sparse="masked", mask_ratio=0.75).multiply_adds()
+    assert dense["encoder"] == dense["encoder, all voxels"] == found["encoder, all voxels"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sparse", ["masked", "blocks"])
+def test_a_step_never_waits_for_the_gpu(sparse):
+    method = anatomask(sparse=sparse).cuda()
+    generator = torch.Generator("cuda").manual_seed(0)
+    batch = {"image": torch.randn(2, 1, *PATCH, device="cuda"), "case": ["a", "b"], "index": torch.arange(2)}
+    optimizer = method.configure_optimizers()["optimizer"]
+    for mode in ("default", "error"):
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            loss = method(batch, generator).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(method.trained.parameters(), 12.0)
+            optimizer.step()
+            method.update_teacher()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(loss)
