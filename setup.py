@@ -40,7 +40,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.90", "setuptools>=70.1"],
-        "spconv": ["spconv-cu126>=2.3.8; platform_system == 'Linux'"],
+        "spconv": ["spconv-cu126>=2.3.8; platform_system == 'Linux' and platform_machine == 'x86_64'"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6.90",

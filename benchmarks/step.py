@@ -34,9 +34,9 @@ from ssl_pretrain.training.allocator import keep_freed_memory
 class Side:
     """A method with its optimiser, ready to take steps."""
 
-    def __init__(self, args: argparse.Namespace, sparse: str, decoder: str) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.method = build(args, sparse, decoder)
+        self.method = build(args)
         self.parameters = [p for p in self.method.trained.parameters() if p.requires_grad]
         self.optimizer = self.method.configure_optimizers()["optimizer"]
         self.generator = torch.Generator(args.device).manual_seed(args.seed)
@@ -55,7 +55,7 @@ class Side:
         self.method.update_teacher()
 
 
-def build(args: argparse.Namespace, sparse: str, decoder: str) -> SparK:
+def build(args: argparse.Namespace) -> SparK:
     """The method on the network, in training mode."""
     torch.manual_seed(args.seed)
     patch = cast("Triple", tuple(args.patch))
@@ -65,8 +65,8 @@ def build(args: argparse.Namespace, sparse: str, decoder: str) -> SparK:
         mask_ratio=args.mask_ratio,
         stages=args.stages,
         decoder_norm=args.decoder_norm,
-        sparse=sparse,
-        decoder=decoder,
+        sparse=args.sparse,
+        decoder=args.decoder,
         memory_format=args.memory_format,
         compile=args.compile,
         checkpointing=args.checkpointing,
@@ -80,9 +80,9 @@ def build(args: argparse.Namespace, sparse: str, decoder: str) -> SparK:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Medians of whole steps on both sides, and of our parts."""
-    sides = {"ours": Side(args, args.sparse, args.decoder)}
-    if args.against or args.against_decoder:
-        sides["theirs"] = Side(args, args.against or args.sparse, args.against_decoder or args.decoder)
+    sides = {"ours": Side(args)}
+    if args.against or args.against_decoder or args.against_precision:
+        sides["theirs"] = Side(others(args))
     for _ in range(args.warmup):
         for side in sides.values():
             side.step()
@@ -101,6 +101,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if "theirs" in sides:
         result["ratio"] = result["theirs"]["step_seconds"] / result["ours"]["step_seconds"]
     return result | provenance(args.device)
+
+
+def others(args: argparse.Namespace) -> argparse.Namespace:
+    """The settings of the other side; where it is told to differ in precision, it has no switches at all."""
+    settings = dict(vars(args))
+    for name in ("sparse", "decoder", "precision"):
+        other = settings["against" if name == "sparse" else f"against_{name}"]
+        settings[name] = other or settings[name]
+    if args.against_precision:
+        settings |= {"compile": False, "memory_format": "contiguous", "checkpointing": False}
+    return argparse.Namespace(**settings)
 
 
 def part_seconds(side: Side) -> dict[str, float]:
@@ -151,6 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="32", choices=("32", "bf16"))
+    parser.add_argument("--against_precision", choices=("32", "bf16"), help="precision of the other side")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

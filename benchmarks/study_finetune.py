@@ -50,7 +50,7 @@ class Schedule:
         steps: optimiser steps.
         points: steps after which Dice is measured.
         batch_size: crops per step.
-        lr: of AdamW at the start.
+        lr: highest of AdamW.
     """
 
     labelled: int
@@ -58,6 +58,14 @@ class Schedule:
     points: tuple[int, ...]
     batch_size: int
     lr: float
+
+    def factor(self, done: int) -> float:
+        """Of the learning rate after so many steps: up over a tenth of the run, then down as in nnU-Net.
+
+        Adam's first steps are as long as the rate allows, whatever the gradient; a short run has no time to recover.
+        """
+        rise = min(1.0, (done + 1) / max(1.0, 0.1 * self.steps))
+        return float(rise * (1 - min(done, self.steps) / self.steps) ** 0.9)
 
 
 def finetune(task: Task, schedule: Schedule, checkpoint: Path | None, seed: int) -> list[dict[str, Any]]:
@@ -72,13 +80,13 @@ def finetune(task: Task, schedule: Schedule, checkpoint: Path | None, seed: int)
     cases = [task.train[i] for i in chosen]
     rng = np.random.default_rng([seed, 1])
     optimizer = torch.optim.AdamW(network.parameters(), schedule.lr, weight_decay=1e-2)
-    decay = torch.optim.lr_scheduler.PolynomialLR(optimizer, schedule.steps, power=0.9)
+    pace = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
     loss_of = build_loss()
     rows, losses, seconds = [], [], 0.0
     for step in range(1, schedule.steps + 1):
         started = time.perf_counter()
         losses.append(_step(network, optimizer, loss_of, draw_batch(cases, task.patch, schedule.batch_size, rng)))
-        decay.step()
+        pace.step()
         seconds += time.perf_counter() - started
         if step in schedule.points:
             row = {"seed": seed, "step": step, "loss": round(float(np.mean(losses)), 5), "seconds": round(seconds, 2)}

@@ -24,7 +24,7 @@ from ssl_pretrain.methods.base import Batch, Method, MethodSetup, OptimizerConfi
 from ssl_pretrain.methods.cost import count_multiply_adds
 from ssl_pretrain.methods.light_decoder import DecoderKind, Norm
 from ssl_pretrain.methods.spark_network import SparKNetwork
-from ssl_pretrain.methods.tuning import Context, MemoryFormat, choose_backend, choose_memory_format, use_backend
+from ssl_pretrain.methods.tuning import Context, MemoryFormat, choose_backend, memory_format_of, use_backend
 from ssl_pretrain.networks.backends import Backend, Choice
 
 log = logging.getLogger("ssl_pretrain")
@@ -46,7 +46,8 @@ class SparKConfig(OptimizerConfig):
         sparse: how the encoder leaves masked voxels out. ``masked`` computes them and multiplies with the mask,
             ``blocks`` computes visible cells only, ``spconv`` does so with that library on a GPU; ``auto`` takes what
             is fastest.
-        memory_format: of the decoder's feature maps; ``auto`` takes what is faster on the device.
+        memory_format: of the decoder's feature maps; ``auto`` is channels last with batch norm,
+            contiguous with instance norm.
         compile: compile the decoder with ``torch.compile``.
         checkpointing: compute feature maps again in the backward pass instead of keeping them: less memory, a third
             more time.
@@ -109,14 +110,14 @@ class SparK(Method):
             )
         self.grid = grid_of(self.patch, self.cell)
         self.masked = count_masked(prod(self.grid), config.mask_ratio)
-        norm = _decoder_norm(config, setup)
+        self.decoder_norm = _decoder_norm(config, setup)
         self.student = SparKNetwork(
             encoder,
             maps,
             self.cell,
             setup.backbone.input_channels,
             width=config.decoder_width,
-            norm=norm,
+            norm=self.decoder_norm,
             kind=config.decoder,
             checkpointing=config.checkpointing,
         )
@@ -136,7 +137,7 @@ class SparK(Method):
         config = self.config
         image = torch.zeros(self.length.batch_size, self.backbone.input_channels, *self.patch, device=self.device)
         choice = agree(choose_backend(self.student, config.sparse, image, self.masked, precision))
-        memory_format = choose_memory_format(config.memory_format, self.device)
+        memory_format = memory_format_of(config.memory_format, self.decoder_norm)
         for network in self.networks():
             use_backend(network, choice)
             network.use_memory_format(memory_format)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssl_pretrain.functional.geometry import Triple, grid_of
 from ssl_pretrain.functional.masking import random_mask
+from ssl_pretrain.methods.light_decoder import Norm
 from ssl_pretrain.methods.spark_network import SparKNetwork
 from ssl_pretrain.networks.backends import Backend, Choice, PackedConvolution, fastest, rule_of_thumb
 from ssl_pretrain.networks.masked import SparseMap, encode_masked, whole
@@ -68,10 +69,14 @@ def use_backend(network: SparKNetwork, choice: Choice) -> None:
     network.mask.packed_conv = choice.convolution
 
 
-def choose_memory_format(wanted: MemoryFormat, device: torch.device) -> torch.memory_format:
-    """The memory format of the decoder."""
+def memory_format_of(wanted: MemoryFormat, norm: Norm) -> torch.memory_format:
+    """The memory format of a decoder; ``auto`` is channels last with batch norm and contiguous with instance norm.
+
+    For instance norm PyTorch copies the map. On two CPU cores that makes the published decoder 12 % slower, where with
+    batch norm channels last is 4 % faster, and the slim one 8 %. GPUs have not been measured.
+    """
     if wanted == "auto":
-        wanted = "contiguous"
+        wanted = "channels_last_3d" if norm == "batch" else "contiguous"
     return torch.channels_last_3d if wanted == "channels_last_3d" else torch.contiguous_format
 
 

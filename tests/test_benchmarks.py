@@ -1,0 +1,69 @@
+"""The benchmark scripts run and report what they promise, on networks and patches that say nothing about speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--network", "STUNet_small", "--patch", "32", "32", "32", "--cell", "16", "16", "16"]
+
+
+def run(*command: str, **environment: str) -> str:
+    done = subprocess.run(
+        [*command], cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_encoder_benchmark_compares_backends(tmp_path):
+    file = tmp_path / "result.json"
+    script = "benchmarks/sparse_encoder.py"
+    out = run(
+        sys.executable, script, *TINY, "--stages", "4", "--mask_ratio", "0.5", "--repeat", "1", "--json", str(file)
+    )
+    assert "speedup" in out
+    result = json.loads(file.read_text())
+    masked, blocks = result["rows"]
+    assert (masked["backend"], masked["packed_stages"], masked["speedup"], masked["max_error"]) == ("masked", 0, 1, 0)
+    assert blocks["packed_stages"] == 4
+    assert 0 < blocks["max_error"] < 1e-5
+    assert 0 < blocks["memory_ratio"] < 1
+    assert {"machine", "versions", "date", "settings"} <= set(result)
+
+
+def test_the_step_benchmark_compares_two_sides(tmp_path):
+    file = tmp_path / "result.json"
+    against = ["--against", "masked", "--against_decoder", "spark", "--steps", "1", "--warmup", "0"]
+    out = run(
+        sys.executable,
+        "benchmarks/step.py",
+        *TINY,
+        *["--stages", "4", "--sparse", "blocks", "--decoder", "slim"],
+        *against,
+        "--json",
+        str(file),
+    )
+    assert "ratio" in out
+    result = json.loads(file.read_text())
+    theirs, ours = result["theirs"], result["ours"]
+    assert result["ratio"] == pytest.approx(theirs["step_seconds"] / ours["step_seconds"])
+    assert ours["peak_memory_gib"] < theirs["peak_memory_gib"]
+    assert {"teacher forward", "encoder backward"} <= set(ours["part_seconds"])
+
+
+@pytest.mark.slow
+def test_the_gpu_table_is_made_by_one_command(tmp_path):
+    file = tmp_path / "gpu.json"
+    settings = {"DEVICE": "cpu", "NETWORKS": "STUNet_small", "PATCHES": "32,32,32", "BATCH": "1", "REPEAT": "1"}
+    out = run("bash", "benchmarks/gpu.sh", PYTHON=sys.executable, OUT=str(file), **settings)
+    assert "failed" not in out
+    rows = json.loads(file.read_text())
+    assert {name.split("-")[0] for name in rows} == {"encoder", "step"}
+    assert all("ratio" in row or row["rows"] for row in rows.values())
