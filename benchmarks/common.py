@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -127,3 +128,19 @@ def write(result: dict[str, Any], file: Path | None) -> None:
     """The result as JSON, where a file was asked for."""
     if file:
         file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """A command line with the settings that all benchmarks of networks have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="STUNet_base", help="STUNet_small|base|large|huge or ResEncL")
+    parser.add_argument("--patch", type=int, nargs=3, default=[96, 96, 96])
+    parser.add_argument("--cell", type=int, nargs=3, default=[16, 16, 16])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--channels", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="32", choices=("32", "bf16"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--default_allocator", action="store_true", help="leave glibc's allocator as it is")
+    parser.add_argument("--json", type=Path)
+    return parser

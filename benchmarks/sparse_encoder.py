@@ -26,7 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import autocast, build_network, peak_memory, provenance, timed, write
+from benchmarks.common import autocast, build_network, build_parser, peak_memory, provenance, timed, write
 from ssl_pretrain.functional.geometry import Triple, grid_of
 from ssl_pretrain.functional.masking import count_masked, random_mask
 from ssl_pretrain.methods.spark_network import SparKNetwork
@@ -132,29 +132,19 @@ def show(rows: list[dict[str, Any]]) -> str:
     return format_table(names, cells)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="STUNet_base", help="STUNet_small|base|large|huge or ResEncL")
+    parser = build_parser(__doc__)
     parser.add_argument("--stages", type=int, help="encoder stages; default all, the published STU-Net uses 5 of 6")
-    parser.add_argument("--patch", type=int, nargs=3, default=[96, 96, 96])
-    parser.add_argument("--cell", type=int, nargs=3, default=[16, 16, 16])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--mask_ratio", type=float, nargs="+", default=[0.6, 0.75, 0.9])
     parser.add_argument("--backends", nargs="+", default=["masked", "blocks"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--default_allocator", action="store_true", help="leave glibc's allocator as it is")
-    parser.add_argument("--json", type=Path)
     return parser
 
 
 def main() -> None:
     """Measure and report."""
-    args = build_parser().parse_args()
+    args = command_line().parse_args()
     if args.device == "cpu" and not args.default_allocator:
         keep_freed_memory()
     rows = [row for ratio in args.mask_ratio for row in measure(args, ratio)]

@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import autocast, build_network, peak_memory, provenance, timed, write
+from benchmarks.common import autocast, build_network, build_parser, peak_memory, provenance, timed, write
 from benchmarks.step_parts import parts
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.methods import METHODS, MethodSetup, RunLength, build_method
@@ -141,16 +141,11 @@ def show(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--method", default="AnatoMask", choices=list(METHODS))
-    parser.add_argument("--network", default="STUNet_base", help="STUNet_small|base|large|huge or ResEncL")
-    parser.add_argument("--patch", type=int, nargs=3, default=[64, 64, 64])
-    parser.add_argument("--cell", type=int, nargs=3, default=[16, 16, 16])
     parser.add_argument("--mask_ratio", type=float, default=0.6)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--stages", type=int, default=5, help="encoder stages; the published STU-Net uses 5 of 6")
     parser.add_argument("--sparse", default="auto", choices=("auto", "masked", "blocks", "spconv"))
     parser.add_argument("--decoder", default="spark", choices=("spark", "slim"))
@@ -160,20 +155,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory_format", default="auto", choices=("auto", "contiguous", "channels_last_3d"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--against_precision", choices=("32", "bf16"), help="precision of the other side")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--default_allocator", action="store_true", help="leave glibc's allocator as it is")
-    parser.add_argument("--json", type=Path)
     return parser
 
 
 def main() -> None:
     """Measure and report."""
-    args = build_parser().parse_args()
+    args = command_line().parse_args()
     if args.device == "cpu" and not args.default_allocator:
         keep_freed_memory()
     result = measure(args)

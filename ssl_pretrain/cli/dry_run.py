@@ -9,7 +9,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from ssl_pretrain.methods import Method
+from ssl_pretrain.methods import Method, SparK
+from ssl_pretrain.methods.spark_network import SparKNetwork
+from ssl_pretrain.methods.tuning import expected_packed_stages
 from ssl_pretrain.report.tables import format_table
 from ssl_pretrain.training.prepare import Run
 from ssl_pretrain.training.run import lightning_precision
@@ -86,9 +88,13 @@ def estimate_memory(run: Run) -> tuple[int, int]:
     for module in student.modules():
         module.register_forward_hook(count)
     batch = method.length.batch_size
-    grid = getattr(method, "grid", (1, 1, 1))
     with torch.no_grad():
         image = torch.empty(batch, run.plan.input_channels, *run.patch, device="meta")
-        student(image, torch.ones(batch, *grid, dtype=torch.bool, device="meta"))
+        if isinstance(method, SparK) and isinstance(student, SparKNetwork):
+            student.packed_stages = expected_packed_stages(student, method.config.sparse)
+            mask = torch.ones(batch, *method.grid, dtype=torch.bool, device="meta")
+            student(image, mask, prod(method.grid) - method.masked)
+        else:
+            student(image)
     half = "32" not in lightning_precision(run.config)
     return states, voxels * (BYTES // 2 if half else BYTES) + prod(image.shape) * BYTES

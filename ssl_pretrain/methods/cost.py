@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_pretrain.functional.geometry import Triple, grid_of
 from ssl_pretrain.methods.spark_network import SparKNetwork
-from ssl_pretrain.networks.backends import Backend, rule_of_thumb
+from ssl_pretrain.methods.tuning import expected_packed_stages
+from ssl_pretrain.networks.backends import Backend
 from ssl_pretrain.networks.masked import encode_masked
 
 
@@ -32,7 +33,7 @@ def count_multiply_adds(
     grid = grid_of(patch, network.cell)
     image = torch.empty(batch, network.decoder.head.out_channels, *patch, device="meta")
     seen = torch.ones(batch, *grid, dtype=torch.bool, device="meta")
-    packed = 0 if backend == "masked" else rule_of_thumb(network.maps, network.cell, network.packable[0])
+    packed = expected_packed_stages(network, backend)
     counts = {}
     with torch.no_grad():
         for name, stages in (("encoder, all voxels", 0), ("encoder", packed)):

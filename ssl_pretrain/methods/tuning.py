@@ -50,9 +50,14 @@ def choose_backend(
     if backend == "masked" or not packable:
         return Choice(0)
     if image.device.type == "cpu":
-        return Choice(rule_of_thumb(network.maps, network.cell, packable))
+        return Choice(expected_packed_stages(network, backend))
     choices = candidates(backend, packable, image.device)
     return fastest(lambda choice: time_encoder(network, choice, image, masked, context), choices)
+
+
+def expected_packed_stages(network: SparKNetwork, backend: Backend) -> int:
+    """How many stages compute visible cells only on a CPU; elsewhere a good guess before anything is timed."""
+    return 0 if backend == "masked" else rule_of_thumb(network.maps, network.cell, network.packable[0])
 
 
 def candidates(backend: Backend, packable: int, device: torch.device) -> list[Choice]:

@@ -42,7 +42,7 @@ def encode_masked(
     if not isinstance(encoder, StagedEncoder):
         maps = _run(encoder, _hide(image, mask), mask, checkpointing)
         return [SparseMap(values, packed=False) for values in cast("list[Tensor]", maps)]
-    if not mask.can_pack:
+    if packed_stages and not mask.can_pack:
         packed_stages = 0
     result: list[SparseMap] = []
     x = mask.packing.pack(image) if packed_stages else _hide(image, mask)

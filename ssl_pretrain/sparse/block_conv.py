@@ -76,13 +76,17 @@ def block_conv(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     Returns:
         packed (B, C', n·d/s, h/s, w/s).
     """
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    result: Tensor = _BlockConv.apply(x, weight, bias, geometry, packing)  # type: ignore[no-untyped-call]
+    result: Tensor = _BlockConv.apply(*autocast_operands(x, weight, bias), geometry, packing)  # type: ignore[no-untyped-call]
     return result
+
+
+def autocast_operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input, weight and bias in the precision of autocast, which does not reach into an autograd function."""
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 class _BlockConv(torch.autograd.Function):
