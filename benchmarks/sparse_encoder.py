@@ -19,7 +19,7 @@ import sys
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = build_parser(__doc__)
     parser.add_argument("--stages", type=int, help="encoder stages; default all, the published STU-Net uses 5 of 6")
     parser.add_argument("--mask_ratio", type=float, nargs="+", default=[0.6, 0.75, 0.9])
-    parser.add_argument("--backends", nargs="+", default=["masked", "blocks"])
+    parser.add_argument("--backends", nargs="+", default=["masked", "blocks"], choices=get_args(Backend))
     parser.add_argument("--repeat", type=int, default=5)
     return parser
 

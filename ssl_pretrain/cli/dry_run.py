@@ -91,7 +91,7 @@ def estimate_memory(run: Run) -> tuple[int, int]:
     with torch.no_grad():
         image = torch.empty(batch, run.plan.input_channels, *run.patch, device="meta")
         if isinstance(method, SparK) and isinstance(student, SparKNetwork):
-            student.packed_stages = expected_packed_stages(student, method.config.sparse)
+            student.packed_stages = expected_packed_stages(student, method.config.sparse, image, method.masked)
             mask = torch.ones(batch, *method.grid, dtype=torch.bool, device="meta")
             student(image, mask, prod(method.grid) - method.masked)
         else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, get_args, get_origin, get_type_hints
 
 import torch
 from lightning.pytorch import LightningModule
@@ -88,6 +88,7 @@ class OptimizerConfig:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}.")
@@ -95,12 +96,25 @@ class OptimizerConfig:
             if not (getattr(self, name) or 0) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
 
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}.")
+        if self.accumulate != int(self.accumulate) or self.accumulate < 1:
+            raise ValueError(f"accumulate must be a whole number of at least 1, got {self.accumulate}.")
 
     def warmup(self, epochs: int) -> float:
         """Epochs of warm-up of a run of so many epochs."""
         return min(PUBLISHED_WARMUP, epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+
+
+def check_choices(config: OptimizerConfig) -> None:
+    """Refuse a value that is none of its field's choices.
+
+    Raises:
+        ValueError: names the field, the choices and the value.
+    """
+    hints = get_type_hints(type(config))
+    for entry in fields(config):
+        hint, value = hints[entry.name], getattr(config, entry.name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"{entry.name} must be one of {', '.join(get_args(hint))}, got {value!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

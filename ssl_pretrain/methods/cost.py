@@ -33,7 +33,7 @@ def count_multiply_adds(
     grid = grid_of(patch, network.cell)
     image = torch.empty(batch, network.decoder.head.out_channels, *patch, device="meta")
     seen = torch.ones(batch, *grid, dtype=torch.bool, device="meta")
-    packed = expected_packed_stages(network, backend)
+    packed = expected_packed_stages(network, backend, image, masked)
     counts = {}
     with torch.no_grad():
         for name, stages in (("encoder, all voxels", 0), ("encoder", packed)):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ssl_pretrain.functional.geometry import Triple, is_maskable
 from ssl_pretrain.networks.base import FeatureMap
 from ssl_pretrain.networks.masked import SparseMap, whole
+from ssl_pretrain.networks.recompute import checkpointed
 from ssl_pretrain.sparse import SparseMask
 from ssl_pretrain.sparse.layers import MaskedInstanceNorm3d
 
@@ -124,9 +123,7 @@ class LightDecoder(nn.Module):
         return cast("Tensor", self.head(x))
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return cast("Tensor", block(x))
-        return cast("Tensor", checkpoint(block, x, use_reentrant=False, context_fn=lambda: _once(block)))
+        return cast("Tensor", checkpointed(block, x) if self.checkpointing else block(x))
 
 
 def decoder_strides(strides: Sequence[Triple]) -> list[Triple]:
@@ -172,27 +169,6 @@ def _up_sample(width: int, out_width: int, stride: Triple) -> nn.Module:
 
 def _norm(kind: Norm, width: int) -> nn.Module:
     return nn.BatchNorm3d(width) if kind == "batch" else nn.InstanceNorm3d(width, affine=True)
-
-
-def _once(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For the forward pass and for its repetition, in which running statistics must not move a second time."""
-    return nullcontext(), _fixed_statistics(block)
-
-
-@contextmanager
-def _fixed_statistics(block: nn.Module) -> Iterator[None]:
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm3d)]
-    momenta = [norm.momentum for norm in norms]
-    counters = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, counter in zip(norms, momenta, counters, strict=True):
-            norm.momentum = momentum
-            if norm.num_batches_tracked is not None and counter is not None:
-                norm.num_batches_tracked.copy_(counter)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -140,12 +140,12 @@ class SparK(Method):
         memory_format = memory_format_of(config.memory_format, self.decoder_norm)
         for network in self.networks():
             use_backend(network, choice)
-            network.use_memory_format(memory_format)
+            network.memory_format = memory_format
             if config.compile:
                 network.decoder.compile()  # type: ignore[no-untyped-call]
         packable, reason = self.student.packable
         total = len(self.student.maps)
-        log.info("sparse=%s: %s of %d encoder stages", config.sparse, choice, total)
+        log.info("sparse=%s, %d encoder stages: %s", config.sparse, total, choice)
         if config.sparse != "masked" and packable < total:
             log.info("stages from %d on cannot leave masked voxels out: %s", packable, reason)
 

@@ -34,7 +34,8 @@ class SparKNetwork(nn.Module):
     Attributes:
         packed_stages: encoder stages, from the finest, that compute visible cells only; 0 to ``packable``.
         packable: most stages that can, and why no more.
-        memory_format: of the decoder's maps.
+        memory_format: of the decoder's maps. Weights stay as they are: a checkpoint may be continued with another
+            format, and the optimiser's moments must lie in memory as their weights do.
     """
 
     def __init__(
@@ -87,8 +88,3 @@ class SparKNetwork(nn.Module):
             maps = encode_masked(self.encoder, image, self.mask, self.packed_stages, self.checkpointing)
             filled = [fill(feature_map) for fill, feature_map in zip(self.densify, reversed(maps), strict=False)]
         return [x.contiguous(memory_format=self.memory_format) for x in filled]
-
-    def use_memory_format(self, memory_format: torch.memory_format) -> None:
-        """Keep the decoder's weights and maps in this memory format; what is computed stays the same."""
-        self.memory_format = memory_format
-        self.decoder.to(memory_format=memory_format)  # type: ignore[call-overload]

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from math import inf, prod
 from statistics import median
 from typing import Literal
 
@@ -50,14 +51,24 @@ def choose_backend(
     if backend == "masked" or not packable:
         return Choice(0)
     if image.device.type == "cpu":
-        return Choice(expected_packed_stages(network, backend))
+        return Choice(expected_packed_stages(network, backend, image, masked))
     choices = candidates(backend, packable, image.device)
-    return fastest(lambda choice: time_encoder(network, choice, image, masked, context), choices)
+    return fastest(lambda choice: _time_if_it_fits(network, choice, image, masked, context), choices)
 
 
-def expected_packed_stages(network: SparKNetwork, backend: Backend) -> int:
-    """How many stages compute visible cells only on a CPU; elsewhere a good guess before anything is timed."""
-    return 0 if backend == "masked" else rule_of_thumb(network.maps, network.cell, network.packable[0])
+def expected_packed_stages(network: SparKNetwork, backend: Backend, image: Tensor, masked: int) -> int:
+    """How many stages compute visible cells only on a CPU; elsewhere a good guess before anything is timed.
+
+    Args:
+        network: on any device.
+        backend: as asked for.
+        image: of the size of training.
+        masked: masked cells of a sample.
+    """
+    if backend == "masked":
+        return 0
+    cells = prod(grid_of((image.shape[2], image.shape[3], image.shape[4]), network.cell))
+    return rule_of_thumb(network.maps, network.cell, network.packable[0], masked / cells)
 
 
 def candidates(backend: Backend, packable: int, device: torch.device) -> list[Choice]:
@@ -83,6 +94,14 @@ def memory_format_of(wanted: MemoryFormat, norm: Norm) -> torch.memory_format:
     if wanted == "auto":
         wanted = "channels_last_3d" if norm == "batch" else "contiguous"
     return torch.channels_last_3d if wanted == "channels_last_3d" else torch.contiguous_format
+
+
+def _time_if_it_fits(network: SparKNetwork, choice: Choice, image: Tensor, masked: int, context: Context) -> float:
+    try:
+        return time_encoder(network, choice, image, masked, context)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return inf
 
 
 def time_encoder(

@@ -32,7 +32,7 @@ class Choice(NamedTuple):
     convolution: PackedConvolution = "blocks"
 
     def __str__(self) -> str:
-        return f"{self.convolution} in {self.packed_stages}" if self.packed_stages else "masked"
+        return f"{self.convolution} in the first {self.packed_stages}" if self.packed_stages else "masked in all"
 
 
 POINTWISE = (
@@ -56,6 +56,8 @@ POINTWISE = (
 SMALLEST_PACKED_CELL = 8
 """Voxels. On two CPU cores a stage whose cells have 2³ voxels is faster packed, one with single voxels is not at 60 %
 masked (``benchmarks/README.md``)."""
+SMALLEST_MASKED_SHARE = 0.4
+"""With less masked, the copying of halos costs what skipping saves."""
 
 
 def packable_stages(encoder: nn.Module, maps: Sequence[FeatureMap], cell: Triple) -> tuple[int, str]:
@@ -81,8 +83,17 @@ def packable_stages(encoder: nn.Module, maps: Sequence[FeatureMap], cell: Triple
     return len(maps), ""
 
 
-def rule_of_thumb(maps: Sequence[FeatureMap], cell: Triple, packable: int) -> int:
-    """How many of the packable stages are faster packed on a CPU."""
+def rule_of_thumb(maps: Sequence[FeatureMap], cell: Triple, packable: int, masked_share: float) -> int:
+    """How many of the packable stages are faster packed on a CPU.
+
+    Args:
+        maps: channels and cumulative strides of the encoder's maps.
+        cell: voxels of a mask cell per axis.
+        packable: stages that can be packed.
+        masked_share: share of the cells that is masked.
+    """
+    if masked_share < SMALLEST_MASKED_SHARE:
+        return 0
     voxels = [prod(c // s for c, s in zip(cell, m.stride, strict=True)) for m in maps[:packable]]
     return sum(v >= SMALLEST_PACKED_CELL for v in voxels)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ssl_pretrain.networks.base import StagedEncoder
+from ssl_pretrain.networks.recompute import checkpointed
 from ssl_pretrain.sparse import SparseMask
 
 
@@ -57,11 +55,7 @@ def encode_masked(
 
 
 def _run(module: nn.Module, x: Tensor, mask: SparseMask, checkpointing: bool) -> object:
-    if not (checkpointing and torch.is_grad_enabled()):
-        return module(x)
-    # The second forward pass comes when the mask's context is long closed.
-    contexts = (nullcontext(), mask.replay())
-    return checkpoint(module, x, use_reentrant=False, context_fn=lambda: contexts)
+    return checkpointed(module, x, mask.replay()) if checkpointing else module(x)
 
 
 def whole(feature_map: SparseMap, mask: SparseMask) -> Tensor:

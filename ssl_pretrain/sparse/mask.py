@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, NamedTuple
 
@@ -96,9 +96,10 @@ class SparseMask:
         finally:
             self.__dict__.update(before)
 
-    def replay(self) -> AbstractContextManager[None]:
-        """A context that brings the present state back later, for a forward pass that is computed again."""
-        return self._restored(dict(self.__dict__))
+    def replay(self) -> Callable[[], AbstractContextManager[None]]:
+        """Makes contexts that bring the present state back later, for a forward pass that is computed again."""
+        state = dict(self.__dict__)
+        return lambda: self._restored(state)
 
     @property
     def can_pack(self) -> bool:

@@ -15,9 +15,9 @@ def keep_freed_memory() -> bool:
     """Let glibc reuse the memory of freed feature maps instead of giving it back to the system.
 
     PyTorch has a caching allocator for GPUs and none for the CPU: glibc maps every large tensor afresh, and the system
-    fills each page with zeros on first touch, which is up to 40 % of a training step. Acts on the whole process, for
-    good. glibc's own settings in the environment (``MALLOC_MMAP_MAX_``, ``MALLOC_MMAP_THRESHOLD_``,
-    ``MALLOC_TRIM_THRESHOLD_``) win.
+    fills each page with zeros on first touch. That was up to 37 % of an encoder's forward and backward pass
+    (``benchmarks/README.md``). Acts on the whole process, for good. glibc's own settings in the environment
+    (``MALLOC_MMAP_MAX_``, ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES``) win.
 
     Returns:
         Whether anything was set: True on Linux with glibc.
@@ -29,4 +29,6 @@ def keep_freed_memory() -> bool:
 
 
 def _is_decided() -> bool:
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return True
     return any(name in os.environ for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"))

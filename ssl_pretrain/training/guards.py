@@ -21,19 +21,25 @@ class PreemptedError(RuntimeError):
 class FiniteLoss(Callback):
     """Stops at a non-finite loss before anything is saved.
 
-    A step's loss is looked at one step later (and at the end of the epoch), so that the GPU is never waited for.
+    Losses stay on their device and are looked at every few steps, at the end of an epoch and before a save: each look
+    waits for the GPU.
 
     Args:
         folder: where the last good checkpoint is.
+        every: batches between two looks.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, every: int = 1) -> None:
         self.folder = folder
-        self._pending: tuple[Tensor, int, list[str]] | None = None
+        self.every = every
+        self._pending: list[tuple[Tensor, int, list[str]]] = []
+        self._step = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look at the step before."""
-        self.check_now(trainer)
+        """Look at the steps before; remember which one this is."""
+        if len(self._pending) >= self.every:
+            self.check_now(trainer)
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self,
@@ -43,26 +49,27 @@ class FiniteLoss(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Remember this step's loss."""
-        self._pending = (outputs["loss"].detach(), trainer.global_step - 1, list(batch["case"]))
+        """Remember this batch's loss."""
+        self._pending.append((outputs["loss"].detach(), self._step, list(batch["case"])))
         if batch_idx + 1 == trainer.num_training_batches:
             self.check_now(trainer)
 
     def check_now(self, trainer: Trainer) -> None:
-        """Look at the last step at once: before something is saved.
+        """Look at the last steps at once: before something is saved.
 
         Raises:
             NonFiniteLossError: on every process when it happened on one, so that none waits for the others.
         """
-        if self._pending is None:
+        pending, self._pending = self._pending, []
+        if not pending:
             return
-        loss, step, cases = self._pending
-        self._pending = None
-        bad = not bool(torch.isfinite(loss))
+        finite = torch.isfinite(torch.stack([loss for loss, _, _ in pending])).tolist()
+        bad = not all(finite)
         if trainer.world_size > 1:
             bad = bool(trainer.strategy.reduce_boolean_decision(bad, all=False))
         if not bad:
             return
+        loss, step, cases = pending[finite.index(False) if False in finite else -1]
         raise NonFiniteLossError(
             f"The loss is {loss.item()} at step {step}, on cases {', '.join(cases)}. {last_good(self.folder)} "
             "Look at these cases, lower -lr, or use -precision 32, then continue with --c."

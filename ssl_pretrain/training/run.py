@@ -121,7 +121,7 @@ def _fit(run: Run, checkpoint: Path | None) -> History:
     devices = config.num_gpus * config.num_nodes
     show_every = 10 if config.device == "cuda" else 1
     history = History(run.folder, run.method.length.batch_size * devices, show_every)
-    finite = FiniteLoss(run.folder)
+    finite = FiniteLoss(run.folder, show_every)
     callbacks: list[Any] = [
         history,
         finite,

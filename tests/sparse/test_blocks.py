@@ -128,6 +128,38 @@ def test_blocks_match_masked_within_the_rounding_of_bfloat16(name, kind, visible
         assert error <= 1.5 * accepted + floor
 
 
+def with_batch_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.InstanceNorm3d):
+            setattr(module, name, nn.BatchNorm3d(child.num_features))
+        with_batch_norm(child)
+
+
+@pytest.mark.parametrize("packed", [0, 2])
+def test_checkpointing_moves_running_statistics_once(packed):
+    found = []
+    for checkpointing in (False, True):
+        case = Case("STUNet_small", "stunet", "isotropic", 1, 2, 20)
+        with_batch_norm(case.encoder)
+        convert(case.encoder, case.mask)
+        tensors = case.run(packed, checkpointing=checkpointing)
+        found.append([*tensors, *[b.clone() for b in case.encoder.buffers()]])
+    assert len(found[0]) > len(tensors)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_a_checkpointed_pass_can_be_gone_back_through_twice():
+    case = Case("plans", "plain", "isotropic", 1, 1, 20)
+    with case.mask.visible(case.cells):
+        maps = encode_masked(case.encoder, case.image, case.mask, 2, checkpointing=True)
+        total = whole(maps[2], case.mask).square().sum()
+    first, second = (
+        torch.autograd.grad(total, list(case.encoder.parameters()), retain_graph=True, allow_unused=True)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True) if a is not None)
+
+
 @pytest.mark.parametrize(("name", "kind"), NETWORKS)
 def test_checkpointing_changes_nothing(name, kind):
     case = Case(name, kind, "isotropic", 1, 2, 20)
@@ -239,5 +271,6 @@ def test_a_stage_with_a_layer_that_blocks_cannot_compute_stays_masked(layer, pac
 
 def test_the_rule_keeps_stages_with_single_voxels_masked():
     maps = [FeatureMap(32, (s, s, s)) for s in (1, 2, 4, 8, 16)]
-    assert rule_of_thumb(maps, (16, 16, 16), 5) == 4
-    assert rule_of_thumb(maps, (16, 16, 16), 2) == 2
+    assert rule_of_thumb(maps, (16, 16, 16), 5, 0.6) == 4
+    assert rule_of_thumb(maps, (16, 16, 16), 2, 0.6) == 2
+    assert rule_of_thumb(maps, (16, 16, 16), 5, 0.1) == 0, "little is masked"

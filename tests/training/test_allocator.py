@@ -11,8 +11,8 @@ import resource, sys, torch
 from ssl_pretrain.training.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-for _ in range(3):
-    torch.ones(2**24)  # 64 MB
+for _ in range(20):
+    torch.ones(2**24)  # 64 MB; a few go by until a freed block fits an aligned one of the same size
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     torch.ones(2**24)
