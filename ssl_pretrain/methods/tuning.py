@@ -68,7 +68,9 @@ def expected_packed_stages(network: SparKNetwork, backend: Backend, image: Tenso
     if backend == "masked":
         return 0
     cells = prod(grid_of((image.shape[2], image.shape[3], image.shape[4]), network.cell))
-    return rule_of_thumb(network.maps, network.cell, network.packable[0], masked / cells)
+    # Asked for by name, packed cells are used however little they save.
+    share = masked / cells if backend == "auto" else 1.0
+    return rule_of_thumb(network.maps, network.cell, network.packable[0], share)
 
 
 def candidates(backend: Backend, packable: int, device: torch.device) -> list[Choice]:
@@ -88,8 +90,8 @@ def use_backend(network: SparKNetwork, choice: Choice) -> None:
 def memory_format_of(wanted: MemoryFormat, norm: Norm) -> torch.memory_format:
     """The memory format of a decoder; ``auto`` is channels last with batch norm and contiguous with instance norm.
 
-    For instance norm PyTorch copies the map. On two CPU cores that makes the published decoder 12 % slower, where with
-    batch norm channels last is 4 % faster, and the slim one 8 %. GPUs have not been measured.
+    For instance norm PyTorch copies the map out of channels last and back. With batch norm a step was 5 to 8 % faster
+    on two CPU cores (``benchmarks/README.md``). GPUs have not been measured.
     """
     if wanted == "auto":
         wanted = "channels_last_3d" if norm == "batch" else "contiguous"
