@@ -323,6 +323,8 @@ def test_on_cuda_nothing_waits_for_the_gpu():
             spconv_conv(case.x, weight, case.bias, case.geometry, case.packing).sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        assert weight.grad is not None
+        assert torch.isfinite(weight.grad).all()
 
 
 if __name__ == "__main__":
