@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
 from ssl_pretrain.training.history import History
-from ssl_pretrain.transfer.files import save_atomic
+from ssl_pretrain.files import save_atomic
 
 log = logging.getLogger("ssl_pretrain")
 

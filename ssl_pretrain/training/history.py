@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ssl_pretrain.report.progress import COLUMNS, draw_progress
-from ssl_pretrain.transfer.files import write_atomic
+from ssl_pretrain.files import write_atomic
 
 log = logging.getLogger("ssl_pretrain")
 

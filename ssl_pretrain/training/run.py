@@ -36,7 +36,7 @@ from ssl_pretrain.training.guards import FiniteLoss, StopSignal
 from ssl_pretrain.training.history import History
 from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
-from ssl_pretrain.transfer.files import write_json
+from ssl_pretrain.files import write_json
 from ssl_pretrain.transfer.plans import write_stunet_plans
 
 log = logging.getLogger("ssl_pretrain")

@@ -7,7 +7,7 @@ from made_data import plans
 
 from ssl_pretrain.methods import MethodSetup, SparK, SparKConfig
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
-from ssl_pretrain.transfer.files import save_atomic
+from ssl_pretrain.files import save_atomic
 from ssl_pretrain.transfer.load import load_pretrained
 
 PATCH = (16, 16, 16)

@@ -1,0 +1,1 @@
+"""Collections of images with subjects, sessions and masks: ``pretrain_data.json``."""

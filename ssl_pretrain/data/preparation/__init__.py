@@ -1,0 +1,1 @@
+"""Images on disk -> preprocessed cases, with nnU-Net's own readers, planners and preprocessors."""
