@@ -54,6 +54,10 @@ setup(
         "console_scripts": [
             "nnUNetv2_pretrain=ssl_pretrain.cli.pretrain:main",
             "nnUNetv2_pretrain_demo=ssl_pretrain.cli.demo:main",
+            "nnUNetv2_preprocess_unlabeled=ssl_pretrain.cli.preprocess_unlabeled:main",
+            "nnUNetv2_plan_unlabeled=ssl_pretrain.cli.plan_unlabeled:main",
+            "nnUNetv2_make_collection=ssl_pretrain.cli.make_collection:main",
+            "nnUNetv2_convert_openmind=ssl_pretrain.cli.convert_openmind:main",
         ]
     },
     classifiers=[

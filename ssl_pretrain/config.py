@@ -10,6 +10,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ssl_pretrain.data.filters import parse_filters
+from ssl_pretrain.data.module import AugmentOn
+from ssl_pretrain.data.pool import Balance
+from ssl_pretrain.data.selection import Use
 from ssl_pretrain.data.spatial import CropConfig
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.methods import OptimizerConfig, find_method
@@ -18,9 +22,14 @@ Precision = Literal["auto", "32", "bf16", "16"]
 Device = Literal["cuda", "cpu", "mps"]
 
 MAY_CHANGE = frozenset(
-    {"num_workers", "picture_every", "output_folder", "sparse", "memory_format", "compile", "checkpointing"}
+    {
+        *("num_workers", "picture_every", "output_folder", "augment_on"),
+        *("sparse", "memory_format", "compile", "checkpointing"),
+    }
 )
 """Settings that a continued run may change: they do not touch what is computed."""
+
+CHOICES = {"device": Device, "precision": Precision, "use": Use, "balance": Balance, "augment_on": AugmentOn}
 
 T = TypeVar("T")
 
@@ -49,6 +58,12 @@ class PretrainConfig:
         num_nodes: nodes.
         precision: ``auto`` is bf16 on GPUs that have it, else 16 with loss scaling; 32 on the CPU.
         pretrained_weights: file to start from.
+        use: ``labeled`` cases, ``unlabeled`` ones, or ``all`` that are preprocessed.
+        datasets: numbers or names of the datasets to draw from, preprocessed with the same plans; none for ``dataset``
+            alone.
+        balance: what is drawn with equal probability: ``cases``, ``datasets`` or ``subjects``.
+        filters: what cases must be like, such as ``modality=T1w,T2w`` and ``quality<=3``.
+        augment_on: ``loader`` rotates and scales crops in the reading processes, ``device`` a whole batch on the GPU.
         picture_every: epochs between pictures of a fixed validation crop.
         files: AnatoMask's explicit inputs instead of a dataset number; None otherwise.
         task: settings of the method.
@@ -74,6 +89,11 @@ class PretrainConfig:
     num_nodes: int = 1
     precision: Precision = "auto"
     pretrained_weights: str | None = None
+    use: Use = "all"
+    datasets: tuple[str, ...] = ()
+    balance: Balance = "cases"
+    filters: tuple[str, ...] = ()
+    augment_on: AugmentOn = "loader"
     picture_every: int = 50
     files: dict[str, str] | None = None
     task: OptimizerConfig = field(default=None)  # type: ignore[assignment]
@@ -96,7 +116,10 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and value < (1 if name == "batch_size" else 0):
                 raise ValueError(f"{name} is too small: {value}.")
-        for name, kind in (("device", Device), ("precision", Precision)):
+        for name in ("datasets", "filters"):
+            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
+        parse_filters(self.filters)
+        for name, kind in CHOICES.items():
             if getattr(self, name) not in typing.get_args(kind):
                 raise ValueError(
                     f"{name} must be one of {', '.join(typing.get_args(kind))}, got {getattr(self, name)!r}."
@@ -202,8 +225,10 @@ def _as_type(value: Any, kind: Any) -> Any:
             return value
         raise ValueError
     if origin is tuple:
-        parts = value.replace(",", " ").split() if isinstance(value, str) else list(value)
         kinds = typing.get_args(kind)
+        if kinds[-1] is Ellipsis:
+            return tuple(_as_type(part, kinds[0]) for part in ([value] if isinstance(value, str) else value))
+        parts = value.replace(",", " ").split() if isinstance(value, str) else list(value)
         parts = parts * 3 if len(parts) == 1 and len(kinds) == 3 else parts
         return tuple(_as_type(p, k) for p, k in zip(parts, kinds, strict=True))
     if origin is dict:
@@ -233,6 +258,8 @@ def _type_name(kind: Any) -> str:
     for option in _options(kind):
         if typing.get_origin(option) is Literal:
             names.append("one of " + ", ".join(typing.get_args(option)))
+        elif typing.get_origin(option) is tuple and Ellipsis in typing.get_args(option):
+            names.append("a list")
         elif typing.get_origin(option) is tuple:
             names.append(f"{len(typing.get_args(option))} numbers")
         else:

@@ -42,7 +42,7 @@ def show(run: Run) -> str:
             json.dumps(run.config.to_dict(), indent=2),
             "",
             f"data: {run.files.data}",
-            f"cases: {len(run.fold.train)} to train on, {len(run.fold.validation)} to validate on ({run.fold.note})",
+            f"cases: {len(run.cases.train)} to train on, {len(run.cases.validation)} to validate on ({run.cases.note})",
             f"output: {run.folder}",
             f"network: {method.backbone.architecture} with {run.plan.input_channels} input channels",
             "",

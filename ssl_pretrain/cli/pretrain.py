@@ -55,6 +55,7 @@ def build_parser(method: str = "AnatoMask", explicit: bool = False) -> argparse.
 def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
     parser.add_argument("-m", dest="method", help=f"AnatoMask or SparK (default: {method})")
     parser.add_argument("-p", dest="plans", help="name of the plans (default: nnUNetPlans)")
+    _add_cases(parser)
     parser.add_argument(
         "-network",
         help="plans (default), STUNet_small, STUNet_base, STUNet_large, STUNet_huge, or package.module:Class",
@@ -80,8 +81,27 @@ def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
     )
 
 
+def _add_cases(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-use", choices=("all", "labeled", "unlabeled"), help="which cases (default: all there are)")
+    parser.add_argument("-datasets", nargs="+", metavar="DATASET", help="draw from these, preprocessed with one plans")
+    parser.add_argument(
+        "-balance", choices=("cases", "datasets", "subjects"), help="what is drawn equally often (default: cases)"
+    )
+    parser.add_argument(
+        "-filter",
+        dest="filters",
+        nargs="+",
+        action="extend",
+        metavar="CONDITION",
+        help="keep cases of a collection, e.g. modality=T1w,T2w 'quality<=3'",
+    )
+
+
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-num_workers", type=int, help="reading processes (default: nnU-Net's, at most 8)")
+    parser.add_argument(
+        "-augment_on", choices=("loader", "device"), help="where crops are rotated and scaled (default: loader)"
+    )
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda")
     parser.add_argument("-num_gpus", type=int, help="GPUs per node (default: 1)")
     parser.add_argument("-num_nodes", type=int, help="nodes (default: 1)")

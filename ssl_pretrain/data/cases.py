@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from ssl_pretrain.data.index import CaseIndex, Entry, read_index
 from ssl_pretrain.functional.geometry import Triple
+
+MaskKind = Literal["anonymization", "anatomy"]
+"""Masks that a case may have; the names of their folders."""
+
+UNLABELLED = "_unlabeled"
+"""Ending of the folder of cases that were made without labels."""
+
+OURS = "ssl_pretrain"
+"""Key of our entry among the properties that nnU-Net keeps of a case."""
 
 Box = tuple[Triple, Triple]
 """First voxel and the voxel after the last one, per axis. May reach outside the volume."""
@@ -31,15 +41,18 @@ class Cases:
     Args:
         folder: holds ``<case>.b2nd`` (or ``.npz``/``.npy``) and ``<case>.pkl``, as nnU-Net writes them.
         channels: channels every case must have.
+        labelled: made by nnU-Net from labelled images; otherwise by ``nnUNetv2_preprocess_unlabeled``, which keeps with
+            each case what is known about it.
 
     Raises:
         FileNotFoundError: the folder holds no case.
         ValueError: it mixes file formats.
     """
 
-    def __init__(self, folder: Path, channels: int) -> None:
+    def __init__(self, folder: Path, channels: int, *, labelled: bool = True) -> None:
         self.folder = folder
         self.channels = channels
+        self.labelled = labelled
         self.suffix = _suffix_of(folder)
         self.identifiers = _identifiers_of(folder, self.suffix)
         self._shapes: dict[str, Triple] = {}
@@ -47,7 +60,19 @@ class Cases:
     def file(self, identifier: str) -> Path:
         """The file that holds the image of a case."""
         unpacked = self.folder / f"{identifier}.npy"
-        return unpacked if unpacked.is_file() else self.folder / f"{identifier}{self.suffix}"
+        return unpacked if self.suffix == ".npz" and unpacked.is_file() else self.folder / f"{identifier}{self.suffix}"
+
+    def index(self) -> CaseIndex:
+        """Shapes of all cases and what is known about them; opens only those that no earlier run has seen.
+
+        Raises:
+            CaseError: a file does not open, or has another number of channels than the plans.
+        """
+        index = read_index(self.folder, self.identifiers, self.file, self._entry)
+        for name, (channels, *shape) in zip(index.identifiers, index.shapes.tolist(), strict=True):
+            self._check_channels(name, channels)
+            self._shapes[name] = (shape[0], shape[1], shape[2])
+        return index
 
     def shape(self, identifier: str) -> Triple:
         """Voxels per axis.
@@ -56,17 +81,23 @@ class Cases:
             CaseError: the file does not open, or has another number of channels than the plans.
         """
         if identifier not in self._shapes:
-            self._shapes[identifier] = self._read_shape(identifier)
+            c, d, h, w = self._entry(identifier).shape
+            self._check_channels(identifier, c)
+            self._shapes[identifier] = (d, h, w)
         return self._shapes[identifier]
 
-    def _read_shape(self, identifier: str) -> Triple:
+    def _entry(self, identifier: str) -> Entry:
         c, d, h, w = self._open(identifier, header_only=True).shape
-        if c != self.channels:
+        about = {} if self.labelled else self.properties(identifier).get(OURS, {})
+        plain = {key: value for key, value in about.items() if key in ("info", "made_with")}
+        return Entry((int(c), int(d), int(h), int(w)), plain)
+
+    def _check_channels(self, identifier: str, channels: int) -> None:
+        if channels != self.channels:
             raise CaseError(
-                f"{self.file(identifier)} has {c} channels, the plans say {self.channels}. Was the dataset changed "
-                "after planning? Run nnUNetv2_plan_and_preprocess again."
+                f"{self.file(identifier)} has {channels} channels, the plans say {self.channels}. Was the dataset "
+                "changed after planning? Run nnUNetv2_plan_and_preprocess again."
             )
-        return int(d), int(h), int(w)
 
     def read(self, identifier: str, box: Box) -> npt.NDArray[np.float32]:
         """The voxels of a box (C, d, h, w); zeros where it reaches outside the volume, as nnU-Net pads.
@@ -74,52 +105,96 @@ class Cases:
         Raises:
             CaseError: the file is corrupt, or there is a NaN or an Inf in the box.
         """
-        shape = self.shape(identifier)
-        inside = [slice(max(lo, 0), min(hi, n)) for lo, hi, n in zip(*box, shape, strict=True)]
-        result = np.zeros((self.channels, *(hi - lo for lo, hi in zip(*box, strict=True))), dtype=np.float32)
-        if any(part.start >= part.stop for part in inside):
-            return result
-        target = tuple(slice(p.start - lo, p.stop - lo) for p, lo in zip(inside, box[0], strict=True))
-        result[(slice(None), *target)] = self._decompress(identifier, inside)
-        if not np.isfinite(result).all():
+        file = self.file(identifier)
+        voxels = _read_box(file, self._open(identifier), (self.channels, *self.shape(identifier)), box)
+        # A sum is several times as fast as asking each voxel; it is finite unless one is not, or all are huge.
+        if not np.isfinite(voxels.sum()) and not np.isfinite(voxels).all():
             raise CaseError(
-                f"{self.file(identifier)} holds NaN or Inf. Remove the case from the dataset or repair its image, then "
-                "run nnUNetv2_preprocess again."
+                f"{file} holds NaN or Inf. Remove the case from the dataset or repair its image, then "
+                f"run {_command(file)} again."
             )
-        return result
+        return voxels
 
-    def foreground(self, identifier: str) -> dict[Any, npt.NDArray[np.int64]]:
-        """Sampled voxels of each class that the case has, as nnU-Net stored them; empty without labels."""
+    def has_mask(self, identifier: str, kind: MaskKind) -> bool:
+        """Whether a case came with such a mask."""
+        return self._mask_file(identifier, kind).is_file()
+
+    def read_mask(self, identifier: str, kind: MaskKind, box: Box) -> npt.NDArray[np.float32]:
+        """A mask in a box (1, d, h, w), 1 inside the mask and 0 elsewhere; outside the image there is nothing: 0.
+
+        Raises:
+            CaseError: the file is corrupt, or not of the image's shape.
+        """
+        file = self._mask_file(identifier, kind)
+        if not file.is_file():
+            return np.zeros((1, *(hi - lo for lo, hi in zip(*box, strict=True))), dtype=np.float32)
+        return _read_box(file, _opened(file, _open_blosc2), (1, *self.shape(identifier)), box)
+
+    def _mask_file(self, identifier: str, kind: MaskKind) -> Path:
+        return self.folder / kind / f"{identifier}.b2nd"
+
+    def anatomy(self, identifier: str) -> npt.NDArray[np.int32]:
+        """Sampled voxels (n, 3) of the anatomy mask; none without that mask."""
+        voxels = self.properties(identifier).get(OURS, {}).get("anatomy_voxels", ())
+        return np.asarray(voxels, dtype=np.int32).reshape(-1, 3)
+
+    def properties(self, identifier: str) -> dict[str, Any]:
+        """What preprocessing stored about a case; empty where it stored nothing."""
         file = self.folder / f"{identifier}.pkl"
         if not file.is_file():
             return {}
         with file.open("rb") as handle:
-            # Written by nnU-Net's preprocessing on this machine and read the same way by its own trainer.
-            properties = pickle.load(handle)
-        locations = properties.get("class_locations") or {}
-        return {label: voxels for label, voxels in locations.items() if len(voxels)}
+            # Written by preprocessing on this machine and read the same way by nnU-Net's own trainer.
+            properties: dict[str, Any] = pickle.load(handle)
+        return properties
 
-    def _decompress(self, identifier: str, part: Sequence[slice]) -> npt.NDArray[np.float32]:
-        try:
-            return np.asarray(self._open(identifier)[(slice(None), *part)], dtype=np.float32)
-        except (CaseError, MemoryError):
-            raise
-        except Exception as error:
-            raise _corrupt(self.file(identifier), error) from error
+    def foreground(self, identifier: str) -> dict[Any, npt.NDArray[np.int64]]:
+        """Sampled voxels of each class that the case has, as nnU-Net stored them; empty without labels."""
+        locations = self.properties(identifier).get("class_locations") or {}
+        return {label: voxels for label, voxels in locations.items() if len(voxels)}
 
     def _open(self, identifier: str, *, header_only: bool = False) -> Any:
         """Something with a shape that can be sliced; a ``.npz`` is decompressed whole, or its header alone."""
         file = self.file(identifier)
         if not file.is_file():
-            raise CaseError(f"Case {identifier!r} has no image: {file} does not exist. Run nnUNetv2_preprocess again.")
-        try:
-            if file.suffix == ".b2nd":
-                return _open_blosc2(file)
-            if file.suffix == ".npy":
-                return np.load(file, mmap_mode="r")
-            return _read_npz_header(file) if header_only else np.load(file)["data"]
-        except Exception as error:
-            raise _corrupt(file, error) from error
+            raise CaseError(f"Case {identifier!r} has no image: {file} does not exist. Run {_command(file)} again.")
+        if file.suffix == ".b2nd":
+            return _opened(file, _open_blosc2)
+        if file.suffix == ".npy":
+            return _opened(file, lambda path: np.load(path, mmap_mode="r"))
+        return _opened(file, _read_npz_header if header_only else lambda path: np.load(path)["data"])
+
+
+def _opened(file: Path, opener: Callable[[Path], Any]) -> Any:
+    try:
+        return opener(file)
+    except Exception as error:
+        raise _corrupt(file, error) from error
+
+
+def _read_box(file: Path, array: Any, expected: tuple[int, ...], box: Box) -> npt.NDArray[np.float32]:
+    """Only what lies inside is decompressed, in one call; the rest is 0."""
+    if tuple(array.shape) != expected:
+        raise CaseError(
+            f"{file} is {tuple(array.shape)} voxels, expected {expected}: it was changed while this run was reading "
+            "it, or belongs to another image. Preprocess the case again."
+        )
+    inside = [slice(max(lo, 0), min(hi, n)) for lo, hi, n in zip(*box, expected[1:], strict=True)]
+    shape = (expected[0], *(hi - lo for lo, hi in zip(*box, strict=True)))
+    if any(part.start >= part.stop for part in inside):
+        return np.zeros(shape, dtype=np.float32)
+    try:
+        voxels = np.asarray(array[(slice(None), *inside)], dtype=np.float32)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _corrupt(file, error) from error
+    if voxels.shape == shape:
+        return voxels
+    padded = np.zeros(shape, dtype=np.float32)
+    target = tuple(slice(p.start - lo, p.stop - lo) for p, lo in zip(inside, box[0], strict=True))
+    padded[(slice(None), *target)] = voxels
+    return padded
 
 
 def _open_blosc2(file: Path) -> Any:
@@ -143,9 +218,15 @@ def _read_npz_header(file: Path) -> Any:
 
 def _corrupt(file: Path, error: Exception) -> CaseError:
     return CaseError(
-        f"{file} is truncated or corrupt ({type(error).__name__}: {error}). Delete it and run nnUNetv2_preprocess for "
+        f"{file} is truncated or corrupt ({type(error).__name__}: {error}). Delete it and run {_command(file)} for "
         "this configuration again."
     )
+
+
+def _command(file: Path) -> str:
+    """The command that makes a preprocessed file."""
+    unlabelled = any(folder.name.endswith(UNLABELLED) for folder in file.parents)
+    return "nnUNetv2_preprocess_unlabeled" if unlabelled else "nnUNetv2_preprocess"
 
 
 def _suffix_of(folder: Path) -> str:
@@ -156,7 +237,9 @@ def _suffix_of(folder: Path) -> str:
             "the folder and run nnUNetv2_preprocess again."
         )
     if not suffixes:
-        raise FileNotFoundError(f"{folder} holds no preprocessed case (.b2nd or .npz). Run nnUNetv2_preprocess.")
+        raise FileNotFoundError(
+            f"{folder} holds no preprocessed case (.b2nd or .npz). Run {_command(folder / 'case')}."
+        )
     return suffixes.pop()
 
 

@@ -2,66 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ssl_pretrain.data.cases import Cases
-from ssl_pretrain.data.spatial import CropConfig, box_to_read, draw_transform, resample
+from ssl_pretrain.data.batches import Sample
+from ssl_pretrain.data.cases import Box, Cases
+from ssl_pretrain.data.pool import CasePool
+from ssl_pretrain.data.spatial import CropConfig, affine_of, box_to_read, draw_transform, mirrored, resample
 from ssl_pretrain.functional.geometry import Triple
 
 TRAIN, VALIDATION = 0, 1
 """Streams of crops."""
 
 
-class CropDataset(Dataset[dict[str, Any]]):
-    """Crops of a set of cases; any index is valid, so there is no end to them.
+class CropDataset(Dataset[Sample]):
+    """Crops of a pool of cases; any index is valid, so there is no end to them.
 
     Args:
-        cases: where the voxels are.
-        identifiers: cases to draw from, uniformly and with replacement.
+        pool: where the voxels are.
         patch: voxels per axis.
         config: sampling and augmentation.
         seed: seed of the run.
         stream: separates training from validation.
+        finish: rotate and scale here; otherwise the samples carry what :func:`~ssl_pretrain.data.batches.finish` needs.
     """
 
     def __init__(
-        self, cases: Cases, identifiers: Sequence[str], patch: Triple, config: CropConfig, seed: int, stream: int
+        self, pool: CasePool, patch: Triple, config: CropConfig, seed: int, stream: int, finish: bool = True
     ) -> None:
-        self.cases = cases
-        self.identifiers = list(identifiers)
+        self.pool = pool
         self.patch = patch
         self.config = config
         self.seed = seed
         self.stream = stream
+        self.finish = finish
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, self.stream, index])
-        identifier = self.identifiers[int(rng.integers(len(self.identifiers)))]
+        cases, identifier = self.pool.draw(rng)
         transform = draw_transform(self.config, self.patch, rng)
-        start = self._draw_start(identifier, rng)
+        start = self._draw_start(cases, identifier, rng)
         box = box_to_read(transform, start, self.patch)
-        voxels = torch.from_numpy(self.cases.read(identifier, box))
-        image = resample(voxels, box, transform, start, self.patch)
-        return {"image": image.contiguous(), "case": identifier, "index": index}
+        voxels = self._read(cases, identifier, box)
+        masked = self.config.ignore_anonymized
+        if transform.matrix is None:
+            return Sample(mirrored(voxels, transform), None, masked, identifier, index)
+        affine = affine_of(transform, box, start, self.patch)
+        if not self.finish:
+            return Sample(voxels, affine, masked, identifier, index)
+        return Sample(resample(voxels[None], affine[None], self.patch)[0], None, masked, identifier, index)
 
-    def _draw_start(self, identifier: str, rng: np.random.Generator) -> Triple:
-        """First voxel of the crop: uniform over all places inside, or around a labelled voxel."""
-        shape = self.cases.shape(identifier)
+    def _read(self, cases: Cases, identifier: str, box: Box) -> Tensor:
+        """Voxels (C, d, h, w), with the mask of what is to be ignored as one more channel where that is asked for."""
+        voxels = torch.from_numpy(cases.read(identifier, box))
+        if not self.config.ignore_anonymized:
+            return voxels
+        return torch.cat([voxels, torch.from_numpy(cases.read_mask(identifier, "anonymization", box))])
+
+    def _draw_start(self, cases: Cases, identifier: str, rng: np.random.Generator) -> Triple:
+        """First voxel of the crop: uniform over all places inside, or around a voxel of a label or of the anatomy."""
+        shape = cases.shape(identifier)
         lows, highs = zip(*(place_range(n, p) for n, p in zip(shape, self.patch, strict=True)), strict=True)
-        uniform = rng.integers(lows, np.array(highs) + 1)
+        start = rng.integers(lows, np.array(highs) + 1)
         wants_foreground, which_class, which_voxel = rng.random(3)
+        candidates: list[npt.NDArray[np.integer[Any]]] = []
         if wants_foreground < self.config.oversample_foreground:
-            locations = self.cases.foreground(identifier)
-            if locations:
-                voxels = list(locations.values())[int(which_class * len(locations))]
-                voxel = np.asarray(voxels[int(which_voxel * len(voxels))])[1:]
-                uniform = np.clip(voxel - np.array(self.patch) // 2, lows, highs)
-        d, h, w = (int(x) for x in uniform)
+            candidates = [voxels[:, -3:] for voxels in cases.foreground(identifier).values()]
+        if not candidates and self.config.sample_in == "anatomy":
+            candidates = [voxels for voxels in (cases.anatomy(identifier),) if len(voxels)]
+        if candidates:
+            voxels = candidates[int(which_class * len(candidates))]
+            voxel = np.asarray(voxels[int(which_voxel * len(voxels))])
+            start = np.clip(voxel - np.array(self.patch) // 2, lows, highs)
+        d, h, w = (int(x) for x in start)
         return d, h, w
 
 

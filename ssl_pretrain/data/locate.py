@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ssl_pretrain.data.cases import UNLABELLED
 from ssl_pretrain.functional.geometry import Triple, as_triple
 
 
@@ -19,7 +20,7 @@ class DatasetFiles:
 
     Attributes:
         name: name of the dataset, ``DatasetXXX_Name``.
-        data: folder of preprocessed cases.
+        data: folder of preprocessed cases with labels.
         splits: ``splits_final.json``; need not exist yet.
         dataset_json: labels and channels of the dataset.
         plans: the plans file.
@@ -30,6 +31,25 @@ class DatasetFiles:
     splits: Path
     dataset_json: Path
     plans: Path
+
+    @property
+    def unlabelled(self) -> Path:
+        """Folder of the cases that were preprocessed without labels."""
+        return self.data.with_name(f"{self.data.name}{UNLABELLED}")
+
+    @property
+    def has_labelled(self) -> bool:
+        """Whether anything is in the folder of labelled cases."""
+        return _holds_files(self.data)
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether there is an unlabelled case."""
+        return self.unlabelled.is_dir() and any(self.unlabelled.glob("*.b2nd"))
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 @dataclass(frozen=True)
@@ -195,15 +215,17 @@ def read_plan(plans_file: Path, dataset_json: Path, configuration: str) -> Plan:
 
 
 def check_preprocessed(files: DatasetFiles, plan: Plan) -> None:
-    """Refuse a configuration that was planned but not preprocessed.
+    """Refuse a configuration that was planned but not preprocessed, neither with labels nor without.
 
     Raises:
         FileNotFoundError: names the folder and the command that makes it.
     """
-    if not files.data.is_dir() or not any(files.data.iterdir()):
+    if not files.has_labelled and not files.has_unlabelled:
+        number = dataset_number(files.name)
         raise FileNotFoundError(
             f"{plan.configuration} of {files.name} is not preprocessed yet: {files.data} is missing or empty. Run: "
-            f"nnUNetv2_preprocess -d {dataset_number(files.name)} -plans_name {plan.name} -c {plan.configuration}"
+            f"nnUNetv2_preprocess -d {number} -plans_name {plan.name} -c {plan.configuration}; or, for images without "
+            f"labels: nnUNetv2_preprocess_unlabeled -i FOLDER -d {number} -p {plan.name} -c {plan.configuration}"
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import cos, sin
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ class CropConfig:
         scale_p: probability that a crop is scaled.
         mirror_p: probability of mirroring, for each axis.
         oversample_foreground: share of the crops that are centred on a labelled voxel, where labels are there.
+        sample_in: ``anatomy`` centres the crops of a case that has an anatomy mask in it; ``image`` draws all places.
+        ignore_anonymized: leave voxels of the anonymisation mask (a removed face) out of the loss.
     """
 
     rotation: float = 30.0
@@ -42,8 +45,12 @@ class CropConfig:
     scale_p: float = 0.2
     mirror_p: float = 0.5
     oversample_foreground: float = 0.0
+    sample_in: Literal["image", "anatomy"] = "image"
+    ignore_anonymized: bool = False
 
     def __post_init__(self) -> None:
+        if self.sample_in not in get_args(get_type_hints(CropConfig)["sample_in"]):
+            raise ValueError(f"sample_in must be image or anatomy, got {self.sample_in!r}.")
         for name in ("rotation_p", "scale_p", "mirror_p", "oversample_foreground"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
@@ -54,7 +61,7 @@ class CropConfig:
 
     def without_augmentation(self) -> CropConfig:
         """The same sampling, nothing rotated, scaled or mirrored."""
-        return CropConfig(rotation_p=0.0, scale_p=0.0, mirror_p=0.0, oversample_foreground=self.oversample_foreground)
+        return replace(self, rotation_p=0.0, scale_p=0.0, mirror_p=0.0)
 
 
 class Transform(NamedTuple):
@@ -107,21 +114,47 @@ def box_to_read(transform: Transform, start: Triple, patch: Triple) -> Box:
     return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
 
 
-def resample(voxels: Tensor, box: Box, transform: Transform, start: Triple, patch: Triple) -> Tensor:
-    """The crop (C, *patch) from the voxels (C, d, h, w) of the box it needed; trilinear, then mirrored."""
-    crop = voxels
-    if transform.matrix is not None:
-        grid = _sampling_grid(transform.matrix, box, start, patch)
-        crop = F.grid_sample(voxels[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=True)[0]
+def affine_of(transform: Transform, box: Box, start: Triple, patch: Triple) -> Tensor:
+    """Where the voxels of a crop lie in the box that was read for it: (3, 4), in voxels.
+
+    An output voxel at offset ``o`` from the crop's centre is at ``A[:, :3] @ o + A[:, 3]`` of the box. Mirroring is a
+    change of sign of ``o``.
+    """
+    matrix = np.eye(3) if transform.matrix is None else transform.matrix
+    centre = np.array(start) + (np.array(patch) - 1) / 2 - np.array(box[0])
+    affine = np.concatenate([matrix * np.where(transform.mirror, -1.0, 1.0), centre[:, None]], axis=1)
+    return torch.from_numpy(affine).float()
+
+
+def mirrored(voxels: Tensor, transform: Transform) -> Tensor:
+    """Voxels (C, D, H, W) of a crop that is neither rotated nor scaled."""
     axes = [axis + 1 for axis, flip in enumerate(transform.mirror) if flip]
-    return crop.flip(axes) if axes else crop
+    return voxels.flip(axes) if axes else voxels
 
 
-def _sampling_grid(matrix: Matrix, box: Box, start: Triple, patch: Triple) -> Tensor:
-    """Where each output voxel lies in the box, in grid_sample's coordinates: (*patch, 3), last axis W, H, D."""
-    offsets = [torch.arange(p, dtype=torch.float32) - (p - 1) / 2 for p in patch]
-    coordinates = torch.stack(torch.meshgrid(*offsets, indexing="ij"), dim=-1) @ torch.from_numpy(matrix.T).float()
-    size = torch.tensor([hi - lo for lo, hi in zip(*box, strict=True)], dtype=torch.float32)
-    centre = torch.tensor([s + (p - 1) / 2 - lo for s, p, lo in zip(start, patch, box[0], strict=True)])
-    in_box = (coordinates + centre) / (size - 1).clamp_min(1) * 2 - 1
-    return in_box.flip(-1)
+def resample(voxels: Tensor, affine: Tensor, patch: Triple) -> Tensor:
+    """Crops (B, C, *patch) from boxes of voxels (B, C, d, h, w); trilinear, 0 outside of the box.
+
+    Args:
+        voxels: one box per crop; boxes of a batch are filled up with zeros at their ends to the same size.
+        affine: (B, 3, 4), see :func:`affine_of`.
+        patch: voxels per axis.
+    """
+    grid = _sampling_grid(affine, voxels.shape[2:], patch)
+    return F.grid_sample(voxels, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def _sampling_grid(affine: Tensor, box: Sequence[int], patch: Triple) -> Tensor:
+    """Where the output voxels lie in the boxes, in grid_sample's coordinates: (B, *patch, 3), last axis W, H, D."""
+    size = torch.tensor(box, dtype=torch.float32, device=affine.device)
+    scale = 2 / (size - 1).clamp_min(1)
+    normalised = (affine * scale[:, None]).flip(1)
+    # A sum of what each axis contributes: a product with every voxel's coordinates takes ten times as long.
+    d, h, w = (_offsets(p, affine.device)[:, None] * normalised[:, None, :, axis] for axis, p in enumerate(patch))
+    d = d + (normalised[:, :, 3] - 1)[:, None]
+    return d[:, :, None, None] + (h[:, :, None] + w[:, None, :])[:, None]
+
+
+def _offsets(size: int, device: torch.device) -> Tensor:
+    """Of the voxels along an axis from the middle."""
+    return torch.arange(size, dtype=torch.float32, device=device) - (size - 1) / 2

@@ -66,17 +66,31 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
     return Fold(tuple(train), tuple(validation), note)
 
 
-def _hold_out(identifiers: Sequence[str], origin: str) -> Fold:
-    """Keep 5 % aside for validation, at least one case; a single case serves both."""
-    if not identifiers:
+def held_out(subjects: Sequence[str]) -> set[str]:
+    """5 % of the subjects, at least one, to validate on; none if there is a single one. Never some images of a subject.
+
+    Args:
+        subjects: one for each case; in an order that does not change.
+
+    Raises:
+        ValueError: there is no case.
+    """
+    known = list(dict.fromkeys(subjects))
+    if not known:
         raise ValueError("There is no case to pretrain on.")
-    if len(identifiers) == 1:
+    if len(known) == 1:
+        return set()
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(known))
+    return {known[i] for i in order[: max(1, round(HOLD_OUT * len(known)))]}
+
+
+def _hold_out(identifiers: Sequence[str], origin: str) -> Fold:
+    held = held_out(identifiers)
+    if not held:
         return Fold(tuple(identifiers), tuple(identifiers), f"{origin}: a single case, validated on itself")
-    count = max(1, round(HOLD_OUT * len(identifiers)))
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(identifiers))
-    held = {identifiers[i] for i in order[:count]}
     train = tuple(i for i in identifiers if i not in held)
-    return Fold(train, tuple(sorted(held)), f"{origin}: {count} of {len(identifiers)} cases held out for validation")
+    note = f"{origin}: {len(held)} of {len(identifiers)} cases held out for validation"
+    return Fold(train, tuple(sorted(held)), note)
 
 
 def _numbered(fold: int, identifiers: Sequence[str], splits_file: Path) -> tuple[list[str], list[str], str]:

@@ -17,7 +17,7 @@ from ssl_pretrain.functional.losses import Difficulty, cell_difficulty
 from ssl_pretrain.functional.masking import count_hard, guided_mask, random_mask
 from ssl_pretrain.functional.patches import to_cells
 from ssl_pretrain.functional.schedules import ema_decay
-from ssl_pretrain.methods.base import MethodSetup
+from ssl_pretrain.methods.base import Batch, MethodSetup
 from ssl_pretrain.methods.spark import Hidden, SparK, SparKConfig
 from ssl_pretrain.methods.spark_network import SparKNetwork
 
@@ -71,16 +71,16 @@ class AnatoMask(SparK):
         """How many masked cells of a sample are chosen for their difficulty in the current epoch."""
         return count_hard(self.masked, self.current_epoch, self.length.epochs, self.config.hard_share)
 
-    def choose(self, image: Tensor, generator: torch.Generator) -> Hidden:
-        """Which cells to hide from the student: (B, C, D, H, W) -> a mask guided by the teacher.
+    def choose(self, batch: Batch, generator: torch.Generator) -> Hidden:
+        """Which cells to hide from the student: a mask guided by the teacher.
 
         In validation the mask is random, so that the loss of different epochs is comparable.
         """
-        return self.choose_guided(image, generator) if self.training else super().choose(image, generator)
+        return self.choose_guided(batch, generator) if self.training else super().choose(batch, generator)
 
-    def choose_guided(self, image: Tensor, generator: torch.Generator) -> Hidden:
-        """The hardest cells of the teacher for certain, the rest at random: (B, C, D, H, W) -> mask and its reason."""
-        difficulty = self.rate(image, generator)
+    def choose_guided(self, batch: Batch, generator: torch.Generator) -> Hidden:
+        """The hardest cells of the teacher for certain, the rest at random: mask and its reason."""
+        difficulty = self.rate(batch, generator)
         mask, hard = guided_mask(difficulty, self.masked, self.hard_cells(), generator)
         return Hidden(mask, difficulty, hard)
 
@@ -98,30 +98,33 @@ class AnatoMask(SparK):
         """Student and teacher."""
         return (self.student, cast("SparKNetwork", self.teacher.module))
 
-    def rate(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    def rate(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The teacher's difficulty of every cell it had to reconstruct.
 
         Args:
-            image: (B, C, D, H, W).
+            batch: images, and which of their voxels do not count.
             generator: owner of the random masks.
 
         Returns:
-            (B, *grid); ``-inf`` for cells that no random mask hid.
+            (B, *grid); ``-inf`` for cells that no random mask hid, or that have no voxel that counts.
         """
         self.teacher.eval()
         with torch.inference_mode():
-            difficulty = self._rate(image, generator)
+            difficulty = self._rate(batch, generator)
         # Outside: what inference mode makes cannot take part in the student's pass.
         return difficulty.clone().view(-1, *self.grid)
 
-    def _rate(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    def _rate(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """(B, L); all masks of all samples are one batch."""
-        masks = self.config.teacher_masks
+        masks, image, counted = self.config.teacher_masks, batch["image"], self.counted(batch)
         images = image.repeat(masks, 1, 1, 1, 1)
         mask = random_mask(images.shape[0], self.grid, self.masked, generator)
         predicted = self._reconstruct(self.teacher, images, mask)
         hidden = mask.flatten(1)
-        found = cell_difficulty(predicted, to_cells(images, self.cell), self.config.difficulty) * hidden
+        if counted is not None:
+            counted = counted.repeat(masks, 1, 1)
+            hidden = hidden & counted.any(dim=2)
+        found = cell_difficulty(predicted, to_cells(images, self.cell), self.config.difficulty, counted) * hidden
         total, rated = (t.view(masks, image.shape[0], -1).sum(0) for t in (found, hidden))
         return torch.where(rated > 0, total / rated.clamp_min(1), -torch.inf)
 
@@ -142,9 +145,9 @@ class AnatoMask(SparK):
         """As SparK's, with the share of the masked cells that were chosen for being hard."""
         return {**super().log_values(), "hard_fraction": self.hard_cells() / self.masked}
 
-    def choose_for_picture(self, image: Tensor, generator: torch.Generator) -> Hidden:
+    def choose_for_picture(self, batch: Batch, generator: torch.Generator) -> Hidden:
         """A guided mask also outside training, so that a picture shows the difficulty."""
-        return self.choose_guided(image, generator)
+        return self.choose_guided(batch, generator)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

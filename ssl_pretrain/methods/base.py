@@ -24,18 +24,20 @@ PUBLISHED_WARMUP = 20.0
 """Epochs; of runs of 1000."""
 
 
-class Batch(TypedDict):
+class Batch(TypedDict, total=False):
     """What a loader yields.
 
     Keys:
         image: (B, C, D, H, W) float32, normalised by nnU-Net.
         case: identifiers of the cases the crops come from.
         index: (B,) numbers of the crops.
+        ignored: (B, 1, D, H, W) boolean, voxels to leave out of the loss; absent where all count.
     """
 
     image: Tensor
     case: list[str]
     index: Tensor
+    ignored: Tensor
 
 
 class Output(NamedTuple):

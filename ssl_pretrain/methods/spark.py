@@ -162,30 +162,38 @@ class SparK(Method):
         """The student: encoder, densification and decoder."""
         return self.student
 
-    def choose(self, image: Tensor, generator: torch.Generator) -> Hidden:
-        """Which cells to hide from the student: (B, C, D, H, W) -> a random mask."""
-        return Hidden(random_mask(image.shape[0], self.grid, self.masked, generator))
+    def choose(self, batch: Batch, generator: torch.Generator) -> Hidden:
+        """Which cells to hide from the student: a random mask."""
+        return Hidden(random_mask(batch["image"].shape[0], self.grid, self.masked, generator))
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
         """Reconstruction error of the masked cells, in each cell's normalised space."""
-        image = batch["image"]
-        hidden = self.choose(image, generator)
-        errors = cell_errors(self._reconstruct(self.student, image, hidden.mask), to_cells(image, self.cell))
-        return Output(masked_mean(errors, hidden.mask.flatten(1)), self.log_values())
+        image, counted = batch["image"], self.counted(batch)
+        hidden = self.choose(batch, generator)
+        errors = cell_errors(self._reconstruct(self.student, image, hidden.mask), to_cells(image, self.cell), counted)
+        return Output(masked_mean(errors, hidden.mask.flatten(1), counted), self.log_values())
+
+    def counted(self, batch: Batch) -> Tensor | None:
+        """(B, L, V): 1 for the voxels of each cell that count, 0 for those to be ignored; None where all count."""
+        ignored = batch.get("ignored")
+        return None if ignored is None else to_cells((~ignored).float().expand_as(batch["image"]), self.cell)
 
     def log_values(self) -> dict[str, float]:
         """Scalars to show beside the loss."""
         return {"masked_fraction": self.masked / prod(self.grid)}
 
-    def choose_for_picture(self, image: Tensor, generator: torch.Generator) -> Hidden:
-        """Which cells to hide in a picture: (B, C, D, H, W) -> a mask, and its reason where there is one."""
-        return self.choose(image, generator)
+    def choose_for_picture(self, batch: Batch, generator: torch.Generator) -> Hidden:
+        """Which cells to hide in a picture, and the reason where there is one."""
+        return self.choose(batch, generator)
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
         """Input, masked input and reconstruction (back in intensities) of the batch's first crop."""
-        image = batch["image"][:1]
-        hidden = self.choose_for_picture(image, generator)
-        mean, std = cell_statistics(to_cells(image, self.cell))
+        first: Batch = {"image": batch["image"][:1]}
+        if "ignored" in batch:
+            first["ignored"] = batch["ignored"][:1]
+        image = first["image"]
+        hidden = self.choose_for_picture(first, generator)
+        mean, std = cell_statistics(to_cells(image, self.cell), self.counted(first))
         predicted = self._reconstruct(self.student, image, hidden.mask) * std + mean
         visible = ~repeat_to(hidden.mask, self.patch).unsqueeze(1)
         arrays: dict[str, Tensor | None] = {
@@ -196,8 +204,8 @@ class SparK(Method):
             "difficulty": None if hidden.difficulty is None else _unrated_to_nan(hidden.difficulty),
             "hard": hidden.hard,
         }
-        first = {name: None if a is None else a[0].detach().cpu() for name, a in arrays.items()}
-        return {**first, "cell": self.cell}
+        shown = {name: None if a is None else a[0].detach().cpu() for name, a in arrays.items()}
+        return {**shown, "cell": self.cell}
 
     def describe(self) -> str:
         """Mask grid, masked cells and decoder widths as text."""

@@ -15,8 +15,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from ssl_pretrain.training.history import History
 from ssl_pretrain.files import save_atomic
+from ssl_pretrain.training.history import History
 
 log = logging.getLogger("ssl_pretrain")
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
-from torch.utils.data import default_collate
+from torch import Tensor
 
+from ssl_pretrain.data.batches import assemble
 from ssl_pretrain.methods.base import VALIDATION_STREAM, Method
 from ssl_pretrain.report.pictures import draw_reconstruction
 from ssl_pretrain.training.history import History, format_seconds
@@ -78,6 +79,5 @@ class Pictures(Callback):
     @staticmethod
     def _fixed_crop(trainer: Trainer, method: Method) -> Any:
         crops = cast("Any", trainer).datamodule.val_crops
-        batch = default_collate([crops[0]])
-        batch["image"] = batch["image"].to(method.device)
-        return batch
+        batch = assemble([crops[0]])
+        return {key: value.to(method.device) if isinstance(value, Tensor) else value for key, value in batch.items()}

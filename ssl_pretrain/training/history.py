@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ssl_pretrain.report.progress import COLUMNS, draw_progress
 from ssl_pretrain.files import write_atomic
+from ssl_pretrain.report.progress import COLUMNS, draw_progress
 
 log = logging.getLogger("ssl_pretrain")
 

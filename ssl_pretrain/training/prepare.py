@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ssl_pretrain.config import PretrainConfig
-from ssl_pretrain.data.cases import Cases
+from ssl_pretrain.data.cases import MaskKind
+from ssl_pretrain.data.filters import parse_filters
 from ssl_pretrain.data.locate import DatasetFiles, Plan, environment_folder, locate, locate_explicit
 from ssl_pretrain.data.module import CropData
-from ssl_pretrain.data.splits import Fold, load_fold
+from ssl_pretrain.data.selection import Selection, select
 from ssl_pretrain.functional.geometry import Triple, check_patch
 from ssl_pretrain.methods import Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import build_backbone
@@ -31,7 +31,7 @@ class Run:
         config: with batch size, patch size and workers filled in.
         files: what is read.
         plan: what the plans say.
-        fold: cases to train and validate on.
+        cases: to train and validate on.
         method: the LightningModule.
         data: the LightningDataModule.
         folder: where results go.
@@ -40,7 +40,7 @@ class Run:
     config: PretrainConfig
     files: DatasetFiles
     plan: Plan
-    fold: Fold
+    cases: Selection
     method: Method
     data: CropData
     folder: Path
@@ -63,26 +63,32 @@ def prepare(config: PretrainConfig, *, resume: bool = False) -> Run:
     """
     check_device(config)
     files, plan = find(config)
+    datasets = find_all(config, (files, plan))
     patch = config.patch_size or plan.patch
     config = replace(
         config,
         # The name, so that a run can be continued by number or by name.
         dataset=config.dataset if config.files else files.name,
+        datasets=tuple(other.name for other, _ in datasets) if config.datasets else (),
         patch_size=patch,
         batch_size=config.batch_size or plan.batch_size,
         num_workers=default_workers() if config.num_workers is None else config.num_workers,
     )
-    cases = Cases(files.data, plan.input_channels)
-    fold = load_fold(config.fold, cases.identifiers, files.splits)
-    for identifier in {*fold.train, *fold.validation}:
-        cases.shape(identifier)
+    cases = select(
+        datasets,
+        fold=config.fold,
+        use=config.use,
+        filters=parse_filters(config.filters),
+        balance=config.balance,
+        masks=_masks(config),
+    )
     return Run(
         config,
         files,
         plan,
-        fold,
+        cases,
         _method(config, plan, resume),
-        _data(config, cases, fold),
+        _data(config, cases),
         output_folder(config, files, plan),
     )
 
@@ -93,6 +99,23 @@ def find(config: PretrainConfig) -> tuple[DatasetFiles, Plan]:
         return locate(config.dataset, config.configuration, config.plans)
     paths = {name: Path(value) for name, value in config.files.items()}
     return locate_explicit(**paths, configuration=config.configuration)
+
+
+def find_all(config: PretrainConfig, main: tuple[DatasetFiles, Plan]) -> list[tuple[DatasetFiles, Plan]]:
+    """The datasets to draw cases from: those of ``-datasets``, or the one that gives the plans."""
+    if not config.datasets:
+        return [main]
+    found = {name: locate(name, config.configuration, config.plans) for name in config.datasets}
+    return list({files.name: (files, plan) for files, plan in found.values()}.values())
+
+
+def _masks(config: PretrainConfig) -> list[MaskKind]:
+    """The masks that the settings ask for."""
+    wanted: dict[MaskKind, bool] = {
+        "anonymization": config.crops.ignore_anonymized,
+        "anatomy": config.crops.sample_in == "anatomy",
+    }
+    return [kind for kind, is_wanted in wanted.items() if is_wanted]
 
 
 def output_folder(config: PretrainConfig, files: DatasetFiles, plan: Plan) -> Path:
@@ -134,7 +157,9 @@ def default_workers() -> int:
     """As many reading processes as nnU-Net would use (``nnUNet_n_proc_DA``), at most 8."""
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    return int(min(get_allowed_n_proc_DA(), MOST_WORKERS, os.cpu_count() or 1))
+    # Of a job that may use a part of the machine, the part counts.
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(min(get_allowed_n_proc_DA(), MOST_WORKERS, here))
 
 
 def _method(config: PretrainConfig, plan: Plan, resume: bool) -> Method:
@@ -155,16 +180,18 @@ def _method(config: PretrainConfig, plan: Plan, resume: bool) -> Method:
     return build_method(config.method, config.task, setup)
 
 
-def _data(config: PretrainConfig, cases: Cases, fold: Fold) -> CropData:
-    settings: dict[str, Any] = {"seed": config.seed, "iterations": config.iters, "val_iterations": config.val_iters}
+def _data(config: PretrainConfig, cases: Selection) -> CropData:
     assert config.patch_size and config.batch_size and config.num_workers is not None
     return CropData(
-        cases,
-        fold,
+        cases.train,
+        cases.validation,
         config.patch_size,
         config.crops,
         batch_size=config.batch_size,
+        iterations=config.iters,
+        val_iterations=config.val_iters,
+        seed=config.seed,
         num_workers=config.num_workers,
         accumulate=config.task.accumulate,
-        **settings,
+        augment_on=config.augment_on,
     )

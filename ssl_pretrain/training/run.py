@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ssl_pretrain.config import PretrainConfig
 from ssl_pretrain.data.locate import dataset_number
+from ssl_pretrain.files import write_json
 from ssl_pretrain.training.allocator import keep_freed_memory
 from ssl_pretrain.training.checkpoints import (
     BEST,
@@ -36,7 +37,6 @@ from ssl_pretrain.training.guards import FiniteLoss, StopSignal
 from ssl_pretrain.training.history import History
 from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
-from ssl_pretrain.files import write_json
 from ssl_pretrain.transfer.plans import write_stunet_plans
 
 log = logging.getLogger("ssl_pretrain")
@@ -214,7 +214,7 @@ def log_start(run: Run, checkpoint: Path | None) -> None:
     config = run.config
     log.info("%s on %s, %s, %s", config.method, config.network, run.files.name, run.plan.configuration)
     log.info(
-        "%d cases to train on, %d to validate on (%s)", len(run.fold.train), len(run.fold.validation), run.fold.note
+        "%d cases to train on, %d to validate on (%s)", len(run.cases.train), len(run.cases.validation), run.cases.note
     )
     log.info(
         "patch %s, batch %d, %d workers, precision %s",

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.networks.stunet import STUNet, stunet_kwargs
 from ssl_pretrain.files import write_json
+from ssl_pretrain.networks.stunet import STUNet, stunet_kwargs
 
 STUNET_PATH = f"{STUNet.__module__}.{STUNet.__qualname__}"
 """What a plans file calls the network; nnU-Net imports it by this name."""

@@ -2,13 +2,12 @@ import numpy as np
 import pytest
 import torch
 from made_data import PATCH, volume, write_case
-from torch.utils.data import DataLoader
 
 from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.crops import TRAIN, VALIDATION, CropDataset, CropSampler, place_range
-from ssl_pretrain.data.module import CropData, FixedSampler, start_worker
+from ssl_pretrain.data.module import BatchLoader, CropData, FixedSampler
+from ssl_pretrain.data.pool import CasePool
 from ssl_pretrain.data.spatial import CropConfig
-from ssl_pretrain.data.splits import Fold
 
 PLAIN = CropConfig().without_augmentation()
 
@@ -22,18 +21,18 @@ def cases(tmp_path_factory):
     return Cases(folder, 1)
 
 
-def crops(cases, config=None, seed=0, stream=TRAIN, names=None):
-    return CropDataset(cases, names or cases.identifiers, PATCH, config or CropConfig(), seed, stream)
+def crops(cases, config=None, seed=0, stream=TRAIN, names=None, finish=True):
+    return CropDataset(CasePool.of(cases, names), PATCH, config or CropConfig(), seed, stream, finish)
 
 
 def test_a_crop_is_a_pure_function_of_seed_stream_and_number(cases):
     a, b = crops(cases), crops(cases)
     order = [5, 0, 3, 5]
     for i, j in zip(order, [b[k] for k in reversed(order)][::-1], strict=True):
-        assert torch.equal(a[i]["image"], j["image"])
-        assert a[i]["case"] == j["case"]
-    assert not torch.equal(a[0]["image"], crops(cases, seed=1)[0]["image"])
-    assert not torch.equal(a[0]["image"], crops(cases, stream=VALIDATION)[0]["image"])
+        assert torch.equal(a[i].voxels, j.voxels)
+        assert a[i].case == j.case
+    assert not torch.equal(a[0].voxels, crops(cases, seed=1)[0].voxels)
+    assert not torch.equal(a[0].voxels, crops(cases, stream=VALIDATION)[0].voxels)
 
 
 @pytest.mark.parametrize(("workers", "start"), [(2, None), (1, "spawn")])
@@ -41,14 +40,9 @@ def test_the_number_of_workers_does_not_change_the_crops(cases, workers, start):
     """Spawned processes are what Windows and macOS have."""
 
     def batches(count):
-        loader = DataLoader(
-            crops(cases),
-            batch_size=2,
-            sampler=CropSampler(3, 2, epoch=1),
-            num_workers=count,
-            worker_init_fn=start_worker,
-            multiprocessing_context=start if count else None,
-        )
+        loader = BatchLoader(crops(cases), CropSampler(3, 2, epoch=1), 2, count)
+        loader.multiprocessing_context = start if count else None
+        assert len(loader) == 3
         return [b["image"] for b in loader]
 
     for ours, theirs in zip(batches(0), batches(workers), strict=True):
@@ -58,7 +52,7 @@ def test_the_number_of_workers_does_not_change_the_crops(cases, workers, start):
 def test_a_plain_crop_is_a_piece_of_its_case(cases):
     names = ["case_0"]
     for i in range(5):
-        image = crops(cases, PLAIN, names=names)[i]["image"]
+        image = crops(cases, PLAIN, names=names)[i].voxels
         windows = np.lib.stride_tricks.sliding_window_view(volume(0)[0], PATCH)
         assert (windows == image[0].numpy()).all(axis=(3, 4, 5)).sum() == 1
 
@@ -66,7 +60,7 @@ def test_a_plain_crop_is_a_piece_of_its_case(cases):
 def test_crops_reach_every_corner(cases):
     lows, highs = zip(*[place_range(n, p) for n, p in zip((20, 22, 24), PATCH, strict=True)], strict=True)
     assert (lows, highs) == ((0, 0, 0), (4, 6, 8))
-    starts = {crops(cases, PLAIN)._draw_start("case_0", np.random.default_rng(i)) for i in range(3000)}
+    starts = {crops(cases, PLAIN)._draw_start(cases, "case_0", np.random.default_rng(i)) for i in range(3000)}
     assert len(starts) == 5 * 7 * 9
 
 
@@ -76,7 +70,7 @@ def test_a_small_volume_is_centred_as_nnunet_centres_it(size, expected):
 
 
 def test_a_volume_smaller_than_the_patch_is_padded_with_zeros(cases):
-    image = crops(cases, PLAIN, names=["small"])[0]["image"]
+    image = crops(cases, PLAIN, names=["small"])[0].voxels
     assert image.shape == (1, *PATCH)
     assert image[:, 3:13].any()
     assert not image[:, :3].any()
@@ -87,7 +81,7 @@ def test_foreground_crops_are_centred_on_a_labelled_voxel(cases):
     config = CropConfig(rotation_p=0, scale_p=0, mirror_p=0, oversample_foreground=1.0)
     dataset = crops(cases, config, names=["case_0"])
     for i in range(20):
-        start = dataset._draw_start("case_0", np.random.default_rng(i))
+        start = dataset._draw_start(cases, "case_0", np.random.default_rng(i))
         assert all(s <= 7 for s in start), "the label lies in voxels 4 to 7"
         assert all(s + p > 4 for s, p in zip(start, PATCH, strict=True))
 
@@ -95,7 +89,7 @@ def test_foreground_crops_are_centred_on_a_labelled_voxel(cases):
 def test_foreground_without_labels_falls_back_to_uniform(tmp_path):
     write_case(tmp_path, "a", volume(0), labels=False)
     config = CropConfig(oversample_foreground=1.0)
-    assert crops(Cases(tmp_path, 1), config)[0]["image"].shape == (1, *PATCH)
+    assert crops(Cases(tmp_path, 1), config)[0].voxels.shape == (1, *PATCH)
 
 
 def test_indices_continue_over_epochs_and_split_over_processes():
@@ -118,9 +112,9 @@ def test_a_sampler_continues_within_an_epoch_and_starts_the_next_whole():
 
 
 def test_validation_crops_are_not_augmented_and_come_from_validation_cases(cases):
-    fold = Fold(("case_0", "case_1"), ("case_3",), "")
+    train, validation = CasePool.of(cases, ["case_0", "case_1"]), CasePool.of(cases, ["case_3"])
     data = CropData(
-        cases, fold, PATCH, CropConfig(), batch_size=2, iterations=2, val_iterations=3, seed=0, num_workers=0
+        train, validation, PATCH, CropConfig(), batch_size=2, iterations=2, val_iterations=3, seed=0, num_workers=0
     )
     batches = list(data.val_dataloader())
     assert [b["case"] for b in batches] == [["case_3"] * 2] * 3

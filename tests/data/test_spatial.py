@@ -5,7 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from ssl_pretrain.data.spatial import CropConfig, Transform, box_to_read, draw_transform, resample, rotation_matrix
+from ssl_pretrain.data.spatial import (
+    CropConfig,
+    Transform,
+    affine_of,
+    box_to_read,
+    draw_transform,
+    mirrored,
+    resample,
+    rotation_matrix,
+)
 
 PATCH = (8, 10, 12)
 
@@ -22,7 +31,9 @@ def crop(volume: torch.Tensor, transform: Transform, start: tuple[int, int, int]
     voxels = torch.zeros(1, *(hi - lo for lo, hi in zip(*box, strict=True)))
     target = tuple(slice(p.start - lo, p.stop - lo) for p, lo in zip(inside, box[0], strict=True))
     voxels[(slice(None), *target)] = volume[(slice(None), *inside)]
-    return resample(voxels, box, transform, start, patch)
+    if transform.matrix is None:
+        return mirrored(voxels, transform)
+    return resample(voxels[None], affine_of(transform, box, start, patch)[None], patch)[0]
 
 
 @given(
@@ -57,6 +68,36 @@ def test_a_quarter_turn_in_the_plane_is_exact():
     ours = crop(volume, quarter, (0, 0, 0), (12, 12, 12))
     candidates = [torch.rot90(volume, k, (2, 3)) for k in (1, 3)]
     assert any(torch.allclose(ours, c, atol=1e-4) for c in candidates)
+
+
+@pytest.mark.parametrize("mirror", [(True, False, False), (False, True, True), (True, True, True)])
+def test_mirroring_is_part_of_the_affine_map_and_the_same_as_turning_the_axes_round(mirror):
+    volume = smooth((24, 26, 28))
+    matrix = rotation_matrix([0.2, -0.3, 0.4]) * 1.2
+    plain, flipped = (crop(volume, Transform(matrix, m), (5, 6, 7)) for m in ((False,) * 3, mirror))
+    axes = [axis + 1 for axis, is_flipped in enumerate(mirror) if is_flipped]
+    torch.testing.assert_close(flipped, plain.flip(axes), atol=1e-4, rtol=0)
+
+
+def test_a_batch_of_boxes_of_several_sizes_gives_what_each_gives_alone():
+    patch, rng = (8, 10, 12), np.random.default_rng(0)
+    config = CropConfig(rotation_p=1.0, scale_p=1.0)
+    alone, boxes, maps = [], [], []
+    for _ in range(4):
+        transform = draw_transform(config, patch, rng)
+        box = box_to_read(transform, (3, 4, 5), patch)
+        voxels = torch.randn(2, *(hi - lo for lo, hi in zip(*box, strict=True)))
+        affine = affine_of(transform, box, (3, 4, 5), patch)
+        alone.append(resample(voxels[None], affine[None], patch)[0])
+        boxes.append(voxels)
+        maps.append(affine)
+    assert len({b.shape for b in boxes}) > 1
+    sizes = [max(b.shape[a] for b in boxes) for a in range(4)]
+    filled = torch.zeros(4, *sizes)
+    for target, voxels in zip(filled, boxes, strict=True):
+        target[tuple(slice(n) for n in voxels.shape)] = voxels
+    together = resample(filled, torch.stack(maps), patch)
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-3, rtol=0)
 
 
 def test_a_rotation_keeps_lengths():
@@ -97,6 +138,7 @@ def test_very_anisotropic_patches_are_turned_and_scaled_in_the_plane_only():
         ({"scale_min": 2.0}, "scale_min"),
         ({"rotation": 200.0}, "between 0 and 180"),
         ({"oversample_foreground": -0.1}, "oversample_foreground"),
+        ({"sample_in": "brain"}, "sample_in must be image or anatomy, got 'brain'"),
     ],
 )
 def test_impossible_settings_are_refused(settings_, message):

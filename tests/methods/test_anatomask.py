@@ -42,7 +42,7 @@ def test_the_teacher_starts_as_the_student_and_gets_no_gradient():
 def test_the_hardest_rated_cells_are_masked(monkeypatch):
     method = anatomask()
     at_epoch(method, 6, monkeypatch)
-    hidden = method.choose(image(), generator())
+    hidden = method.choose({"image": image()}, generator())
     expected = count_hard(method.masked, 6, 10)
     assert expected > 0
     assert hidden.mask.flatten(1).sum(1).tolist() == [method.masked] * 2
@@ -53,7 +53,7 @@ def test_the_hardest_rated_cells_are_masked(monkeypatch):
 
 def test_difficulty_is_the_teachers_error_on_the_cells_of_one_random_mask():
     method = anatomask(difficulty="normalized")
-    rated = method.rate(image(), generator(5))
+    rated = method.rate({"image": image()}, generator(5))
     mask = random_mask(2, method.grid, method.masked, generator(5))
     method.teacher.eval()
     with torch.no_grad():
@@ -64,13 +64,15 @@ def test_difficulty_is_the_teachers_error_on_the_cells_of_one_random_mask():
 
 
 def test_more_teacher_masks_rate_more_cells():
-    one, many = (anatomask(teacher_masks=k).rate(image(), generator()) for k in (1, 8))
+    one, many = (anatomask(teacher_masks=k).rate({"image": image()}, generator()) for k in (1, 8))
     assert (one == -torch.inf).float().mean() == pytest.approx(0.4, abs=0.01)
     assert not torch.isinf(many).any()
 
 
 def test_the_three_difficulties_differ():
-    ratings = [anatomask(difficulty=k).rate(image(), generator()) for k in ("intensity", "normalized", "reference")]
+    ratings = [
+        anatomask(difficulty=k).rate({"image": image()}, generator()) for k in ("intensity", "normalized", "reference")
+    ]
     assert not torch.allclose(ratings[0], ratings[1])
     assert not torch.allclose(ratings[1], ratings[2])
 
@@ -98,14 +100,14 @@ def test_the_teacher_moves_by_one_minus_the_decay_buffers_included(epoch, monkey
 def test_the_teacher_rates_in_evaluation_mode_and_its_statistics_stay():
     method = anatomask(decoder_norm="batch")
     before = {k: v.clone() for k, v in method.teacher.module.named_buffers()}
-    method.rate(image(), generator())
+    method.rate({"image": image()}, generator())
     assert not method.teacher.training
     assert all(torch.equal(v, before[k]) for k, v in method.teacher.module.named_buffers())
 
 
 def test_validation_masks_are_random_and_repeatable():
     method = anatomask().eval()
-    first, again = (method.choose(image(), generator(3)) for _ in range(2))
+    first, again = (method.choose({"image": image()}, generator(3)) for _ in range(2))
     assert torch.equal(first.mask, again.mask)
     assert first.hard is None
 

@@ -53,7 +53,7 @@ def test_every_method_trains_every_network(method, name, kind, strides, channels
 def test_the_loss_does_not_depend_on_the_visible_target_or_leak_the_hidden_input():
     made = spark().eval()
     data = batch()
-    mask = made.choose(data["image"], generator()).mask
+    mask = made.choose(data, generator()).mask
     hidden = repeat_to(mask, PATCH).unsqueeze(1)
     other = torch.where(hidden, torch.randn_like(data["image"]), data["image"])
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_the_loss_is_the_mean_over_masked_cells_of_the_normalised_error():
     data = batch()
     with torch.no_grad():
         loss = made(data, generator()).loss
-        mask = made.choose(data["image"], generator()).mask
+        mask = made.choose(data, generator()).mask
         predicted = to_cells(made.student(data["image"], mask), made.cell)
     cells = to_cells(data["image"], made.cell)
     target = (cells - cells.mean(2, keepdim=True)) / (cells.var(2, keepdim=True) + 1e-6).sqrt()

@@ -147,9 +147,11 @@ def test_spconv_without_a_gpu_says_what_to_do():
 def test_several_teacher_masks_are_one_batch_of_what_each_would_be():
     method = anatomask(teacher_masks=3)
     image = torch.randn(2, 1, *PATCH)
-    together = method.rate(image, torch.Generator().manual_seed(0))
+    together = method.rate({"image": image}, torch.Generator().manual_seed(0))
     method.config = AnatoMaskConfig(teacher_masks=1, mask_cell=(4, 4, 4))
-    apart = method.rate(image.repeat(3, 1, 1, 1, 1), torch.Generator().manual_seed(0)).view(3, 2, *method.grid)
+    apart = method.rate({"image": image.repeat(3, 1, 1, 1, 1)}, torch.Generator().manual_seed(0)).view(
+        3, 2, *method.grid
+    )
     rated = apart != -torch.inf
     mean = apart.masked_fill(~rated, 0).sum(0) / rated.sum(0).clamp_min(1)
     expected = mean.masked_fill(~rated.any(0), -torch.inf)

@@ -5,9 +5,9 @@ import torch
 from architectures import backbone
 from made_data import plans
 
+from ssl_pretrain.files import save_atomic
 from ssl_pretrain.methods import MethodSetup, SparK, SparKConfig
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
-from ssl_pretrain.files import save_atomic
 from ssl_pretrain.transfer.load import load_pretrained
 
 PATCH = (16, 16, 16)

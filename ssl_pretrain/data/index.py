@@ -1,0 +1,120 @@
+"""Shapes of the preprocessed cases of a folder, kept in one file so that a run starts without opening every case."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ssl_pretrain.files import write_atomic
+
+log = logging.getLogger("ssl_pretrain")
+
+WORTH_A_WORD = 1000
+"""Cases to open from which on the log says that it takes a while."""
+
+Stamp = tuple[int, int]
+"""Bytes and time of change (ns) of a file: what tells an old case from a new one of the same name."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is remembered about a case.
+
+    Attributes:
+        shape: (C, D, H, W).
+        about: whatever else is known, in plain types.
+    """
+
+    shape: tuple[int, int, int, int]
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CaseIndex:
+    """The cases of a folder, by row.
+
+    Attributes:
+        identifiers: names, sorted.
+        shapes: (N, 4) channels and voxels.
+        about: what else is known about each.
+    """
+
+    identifiers: list[str]
+    shapes: npt.NDArray[np.int32]
+    about: list[Mapping[str, Any]]
+
+
+def index_file(folder: Path) -> Path:
+    """Where the index of a folder is kept: beside it, since nnU-Net wants nothing but cases inside."""
+    return folder.with_name(f"{folder.name}.index")
+
+
+def read_index(
+    folder: Path, identifiers: Sequence[str], file_of: Callable[[str], Path], read: Callable[[str], Entry]
+) -> CaseIndex:
+    """The index of a folder; cases that are new or changed since it was written are opened, and it is written again.
+
+    Args:
+        folder: of the cases.
+        identifiers: the cases there are.
+        file_of: the image file of a case.
+        read: opens a case; may raise.
+
+    Raises:
+        CaseError: from ``read``: a case cannot be used.
+    """
+    stamps = _stamps(folder)
+    known = _load(index_file(folder))
+    rows: dict[str, list[Any]] = {}
+    stale = []
+    for name in identifiers:
+        stamp = stamps.get(file_of(name).name)
+        row = known.get(name)
+        if row is not None and stamp is not None and tuple(row[0]) == stamp:
+            rows[name] = row
+        else:
+            stale.append((name, stamp))
+    if len(stale) >= WORTH_A_WORD:
+        log.info("reading the sizes of %d cases of %s; done once", len(stale), folder.name)
+    for name, stamp in stale:
+        entry = read(name)
+        rows[name] = [stamp, entry.shape, dict(entry.about)]
+    if stale or len(known) != len(rows):
+        _save(index_file(folder), rows)
+    shapes = np.array([rows[name][1] for name in identifiers], dtype=np.int32).reshape(-1, 4)
+    return CaseIndex(list(identifiers), shapes, [rows[name][2] for name in identifiers])
+
+
+def _stamps(folder: Path) -> dict[str, Stamp]:
+    stamps = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.endswith((".pkl", "_seg.b2nd")):
+                status = entry.stat()
+                stamps[entry.name] = (status.st_size, status.st_mtime_ns)
+    return stamps
+
+
+def _load(file: Path) -> dict[str, list[Any]]:
+    """Rows of an index file; none if it is missing or unreadable, since it can always be made again."""
+    try:
+        content: dict[str, list[Any]] = json.loads(file.read_text(encoding="utf-8"))["cases"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return content
+
+
+def _save(file: Path, rows: Mapping[str, Any]) -> None:
+    """Write the index; a folder that cannot be written to is no reason not to train."""
+    try:
+        write_atomic(file, "w", lambda handle: handle.write(json.dumps({"cases": rows}, separators=(",", ":"))))
+    except OSError as error:
+        log.debug("no index was kept: %s", error)

@@ -1,0 +1,83 @@
+"""Cases of several folders, and how one of them is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ssl_pretrain.data.case_info import CaseInfo
+from ssl_pretrain.data.cases import Cases
+
+Balance = Literal["cases", "datasets", "subjects"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of preprocessed cases.
+
+    Attributes:
+        dataset: ``DatasetXXX_Name``.
+        cases: of the folder.
+    """
+
+    dataset: str
+    cases: Cases
+
+
+class Case(NamedTuple):
+    """A case of one of the sources.
+
+    Attributes:
+        source: number of the source.
+        identifier: of the case.
+        subject: who it shows; cases of one subject are not split over training and validation.
+        info: what else is known.
+    """
+
+    source: int
+    identifier: str
+    subject: str
+    info: CaseInfo
+
+
+class CasePool:
+    """Cases to draw crops from.
+
+    Args:
+        sources: the folders.
+        members: the cases; at least one.
+        balance: what is drawn uniformly first: a case, a dataset, or a subject; then one of its cases.
+    """
+
+    def __init__(self, sources: Sequence[Source], members: Sequence[Case], balance: Balance = "cases") -> None:
+        self.sources = tuple(sources)
+        # Arrays, not objects: reading processes share their memory, which counting references would copy.
+        self.identifiers = np.array([case.identifier for case in members])
+        self.source_of = np.array([case.source for case in members], dtype=np.int16)
+        names = [""] * len(members)
+        if balance == "subjects":
+            names = [case.subject for case in members]
+        elif balance == "datasets":
+            names = [self.sources[case.source].dataset for case in members]
+        _, groups = np.unique(np.array(names), return_inverse=True)
+        self._by_group = np.argsort(groups, kind="stable")
+        self._ends = np.cumsum(np.bincount(groups))
+
+    @classmethod
+    def of(cls, cases: Cases, identifiers: Sequence[str] | None = None) -> CasePool:
+        """Some cases of one folder; all by default."""
+        names = cases.identifiers if identifiers is None else identifiers
+        return cls([Source(cases.folder.name, cases)], [Case(0, name, name, CaseInfo()) for name in names])
+
+    def __len__(self) -> int:
+        return len(self.identifiers)
+
+    def draw(self, rng: np.random.Generator) -> tuple[Cases, str]:
+        """A folder and one of its cases."""
+        group = int(rng.integers(len(self._ends))) if len(self._ends) > 1 else 0
+        start = int(self._ends[group - 1]) if group else 0
+        row = self._by_group[start + int(rng.integers(int(self._ends[group]) - start))]
+        return self.sources[self.source_of[row]].cases, str(self.identifiers[row])

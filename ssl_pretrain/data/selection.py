@@ -1,0 +1,178 @@
+"""From folders of preprocessed cases to the cases of a run: which are used, trained on, validated on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ssl_pretrain.data.case_info import CaseInfo
+from ssl_pretrain.data.cases import Cases, MaskKind
+from ssl_pretrain.data.filters import Filter, keep
+from ssl_pretrain.data.locate import DatasetFiles, Plan, dataset_number
+from ssl_pretrain.data.pool import Balance, Case, CasePool, Source
+from ssl_pretrain.data.preprocessing import differences, digest, preprocessing_of
+from ssl_pretrain.data.splits import held_out, load_fold
+
+log = logging.getLogger("ssl_pretrain")
+
+Use = Literal["all", "labeled", "unlabeled"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The cases of a run.
+
+    Attributes:
+        train: to train on.
+        validation: to validate on.
+        note: where they come from and how they were split, for the log.
+    """
+
+    train: CasePool
+    validation: CasePool
+    note: str
+
+
+def select(
+    datasets: Sequence[tuple[DatasetFiles, Plan]],
+    *,
+    fold: str,
+    use: Use = "all",
+    filters: Sequence[Filter] = (),
+    balance: Balance = "cases",
+    masks: Sequence[MaskKind] = (),
+) -> Selection:
+    """The cases of a run.
+
+    With fold ``all``, 5 % of the subjects are held out. With a number, the labelled cases are split as nnU-Net splits
+    them, and all unlabelled cases are trained on, but for those of subjects that are validated on.
+
+    Args:
+        datasets: preprocessed with the same plans; the first one's count where they differ.
+        fold: ``all`` or a number.
+        use: labelled cases, unlabelled ones, or all that are there.
+        filters: what the cases must be like.
+        balance: of drawing.
+        masks: which the run asks for; at least one case must have each.
+
+    Raises:
+        ValueError: datasets of different plans, cases of other plans, no case left, no mask.
+        FileNotFoundError: a dataset has no such cases.
+        CaseError: a case that cannot be used.
+    """
+    check_agreement(datasets)
+    sources: list[Source] = []
+    members: list[Case] = []
+    for files, plan in datasets:
+        for cases in _folders(files, plan, use):
+            members += _members(len(sources), files.name, cases, plan)
+            sources.append(Source(files.name, cases))
+    if filters:
+        members = keep(filters, members, lambda case: case.info)
+    _check_masks(sources, masks)
+    train, validation, note = _split(datasets, fold, sources, members)
+    labelled = sum(sources[case.source].cases.labelled for case in members)
+    counts = f"{labelled} labelled and {len(members) - labelled} unlabelled cases"
+    return Selection(CasePool(sources, train, balance), CasePool(sources, validation, balance), f"{counts}; {note}")
+
+
+def check_agreement(datasets: Sequence[tuple[DatasetFiles, Plan]]) -> None:
+    """Refuse datasets whose images were not preprocessed alike.
+
+    Raises:
+        ValueError: names the datasets and the entries in which their plans differ.
+    """
+    (first, plan), *others = datasets
+    ours = preprocessing_of(plan.plans, plan.configuration)
+    for files, other in others:
+        found = differences(ours, preprocessing_of(other.plans, other.configuration))
+        if other.input_channels != plan.input_channels:
+            found["channels"] = (plan.input_channels, other.input_channels)
+        if found:
+            rows = "; ".join(f"{name}: {a} and {b}" for name, (a, b) in found.items())
+            raise ValueError(
+                f"{first.name} and {files.name} are preprocessed differently with {plan.name}: {rows}. Give both the "
+                f"same plans with nnUNetv2_move_plans_between_datasets -s {dataset_number(first.name)} -t "
+                f"{dataset_number(files.name)} -sp {plan.name} -tp NEW_NAME, and preprocess with them."
+            )
+
+
+def _folders(files: DatasetFiles, plan: Plan, use: Use) -> list[Cases]:
+    """The folders of a dataset that are to be used and that there are."""
+    found = []
+    if use != "unlabeled" and (use == "labeled" or files.has_labelled):
+        found.append(Cases(files.data, plan.input_channels))
+    if use != "labeled" and (use == "unlabeled" or files.has_unlabelled):
+        if not files.has_unlabelled:
+            raise FileNotFoundError(
+                f"{files.name} has no unlabelled cases: {files.unlabelled} is missing or empty. Make them with: "
+                f"nnUNetv2_preprocess_unlabeled -i FOLDER -d {dataset_number(files.name)} -p {plan.name} -c "
+                f"{plan.configuration}"
+            )
+        found.append(Cases(files.unlabelled, plan.input_channels, labelled=False))
+    return found
+
+
+def _members(source: int, dataset: str, cases: Cases, plan: Plan) -> list[Case]:
+    index = cases.index()
+    if not cases.labelled:
+        expected = digest(preprocessing_of(plan.plans, plan.configuration))
+        others = [
+            n for n, a in zip(index.identifiers, index.about, strict=True) if a.get("made_with", expected) != expected
+        ]
+        if others:
+            raise ValueError(
+                f"{len(others)} cases of {cases.folder} were preprocessed with other plans than {plan.name} are now, "
+                f"e.g. {others[0]}. Run nnUNetv2_preprocess_unlabeled with --overwrite."
+            )
+    infos = [CaseInfo.from_dict(about.get("info", {})) for about in index.about]
+    return [
+        Case(source, name, info.subject or f"{dataset}__{name}", info)
+        for name, info in zip(index.identifiers, infos, strict=True)
+    ]
+
+
+def _check_masks(sources: Sequence[Source], masks: Sequence[MaskKind]) -> None:
+    for kind in masks:
+        if not any((source.cases.folder / kind).is_dir() for source in sources):
+            setting = "ignore_anonymized" if kind == "anonymization" else "sample_in"
+            raise ValueError(
+                f"{setting} needs {kind} masks, but no case has one. They come with a collection: see "
+                "documentation/how-to/collections.md."
+            )
+
+
+def _split(
+    datasets: Sequence[tuple[DatasetFiles, Plan]], fold: str, sources: Sequence[Source], members: Sequence[Case]
+) -> tuple[list[Case], list[Case], str]:
+    if fold == "all":
+        return _hold_out(members, "all cases")
+    validated: set[tuple[int, str]] = set()
+    notes = []
+    for number, source in enumerate(sources):
+        if source.cases.labelled:
+            splits = next(files.splits for files, _ in datasets if files.name == source.dataset)
+            split = load_fold(fold, source.cases.identifiers, splits)
+            unused = set(source.cases.identifiers) - {*split.train, *split.validation}
+            validated |= {(number, name) for name in split.validation}
+            members = [case for case in members if case.source != number or case.identifier not in unused]
+            notes.append(split.note)
+    validation = [case for case in members if (case.source, case.identifier) in validated]
+    subjects = {case.subject for case in validation}
+    train = [case for case in members if case.subject not in subjects]
+    if not train:
+        raise ValueError(f"Fold {fold} has no training case left. Choose another FOLD, or other filters.")
+    if not validation:
+        return _hold_out(train, f"fold {fold} has no validation case here")
+    return train, validation, "; ".join(notes)
+
+
+def _hold_out(members: Sequence[Case], origin: str) -> tuple[list[Case], list[Case], str]:
+    held = held_out([case.subject for case in members])
+    if not held:
+        return list(members), list(members), f"{origin}: a single subject, validated on itself"
+    validation = [case for case in members if case.subject in held]
+    train = [case for case in members if case.subject not in held]
+    return train, validation, f"{origin}: {len(validation)} of {len(members)} cases held out for validation"
