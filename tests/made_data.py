@@ -42,6 +42,29 @@ def write_case(folder: Path, name: str, image: np.ndarray, fmt: str = "b2nd", la
             file.unlink(missing_ok=True)
 
 
+def write_unlabelled(
+    folder: Path,
+    name: str,
+    image: np.ndarray,
+    info: dict[str, Any] | None = None,
+    masks: dict[str, np.ndarray] | None = None,
+    made_with: str | None = None,
+) -> None:
+    """One case as ``nnUNetv2_preprocess_unlabeled`` writes it; masks are (D, H, W) by the names of their folders."""
+    import blosc2
+
+    write_case(folder, name, image)
+    ours: dict[str, Any] = {"info": info or {}}
+    if made_with:
+        ours["made_with"] = made_with
+    for kind, mask in (masks or {}).items():
+        (folder / kind).mkdir(exist_ok=True)
+        blosc2.asarray(mask[None].astype(np.uint8), urlpath=str(folder / kind / f"{name}.b2nd"), mode="w")
+        if kind == "anatomy":
+            ours["anatomy_voxels"] = np.argwhere(mask).astype(np.int32)
+    (folder / f"{name}.pkl").write_bytes(pickle.dumps({"ssl_pretrain": ours}))
+
+
 def plans(patch: tuple[int, int, int] = PATCH, strides: str = "isotropic") -> dict[str, Any]:
     """A plans file with a 3-D, a 2-D and a cascaded configuration."""
     three = {

@@ -32,4 +32,7 @@ class CaseInfo:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CaseInfo:
         """The inverse of :meth:`to_dict`; other keys are left aside."""
-        return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
+        return cls(**{name: content[name] for name in NAMES if name in content})
+
+
+NAMES = tuple(f.name for f in fields(CaseInfo))

@@ -20,6 +20,9 @@ log = logging.getLogger("ssl_pretrain")
 WORTH_A_WORD = 1000
 """Cases to open from which on the log says that it takes a while."""
 
+VERSION = 1
+"""Of the file's layout."""
+
 Stamp = tuple[int, int]
 """Bytes and time of change (ns) of a file: what tells an old case from a new one of the same name."""
 
@@ -57,15 +60,13 @@ def index_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.index")
 
 
-def read_index(
-    folder: Path, identifiers: Sequence[str], file_of: Callable[[str], Path], read: Callable[[str], Entry]
-) -> CaseIndex:
+def read_index(folder: Path, identifiers: Sequence[str], suffix: str, read: Callable[[str], Entry]) -> CaseIndex:
     """The index of a folder; cases that are new or changed since it was written are opened, and it is written again.
 
     Args:
         folder: of the cases.
         identifiers: the cases there are.
-        file_of: the image file of a case.
+        suffix: of the image files.
         read: opens a case; may raise.
 
     Raises:
@@ -76,7 +77,8 @@ def read_index(
     rows: dict[str, list[Any]] = {}
     stale = []
     for name in identifiers:
-        stamp = stamps.get(file_of(name).name)
+        # nnU-Net prefers an unpacked copy, too.
+        stamp = stamps.get(f"{name}.npy") or stamps.get(f"{name}{suffix}")
         row = known.get(name)
         if row is not None and stamp is not None and tuple(row[0]) == stamp:
             rows[name] = row
@@ -104,17 +106,21 @@ def _stamps(folder: Path) -> dict[str, Stamp]:
 
 
 def _load(file: Path) -> dict[str, list[Any]]:
-    """Rows of an index file; none if it is missing or unreadable, since it can always be made again."""
+    """Rows of an index file; none if it is missing, unreadable or of another version: it can always be made again."""
     try:
-        content: dict[str, list[Any]] = json.loads(file.read_text(encoding="utf-8"))["cases"]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
-    return content
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        return {}
+    rows: dict[str, list[Any]] = content["cases"]
+    return rows
 
 
 def _save(file: Path, rows: Mapping[str, Any]) -> None:
     """Write the index; a folder that cannot be written to is no reason not to train."""
+    text = json.dumps({"version": VERSION, "cases": rows}, separators=(",", ":"))
     try:
-        write_atomic(file, "w", lambda handle: handle.write(json.dumps({"cases": rows}, separators=(",", ":"))))
+        write_atomic(file, "w", lambda handle: handle.write(text))
     except OSError as error:
         log.debug("no index was kept: %s", error)

@@ -127,7 +127,7 @@ def _members(source: int, dataset: str, cases: Cases, plan: Plan) -> list[Case]:
                 f"{len(others)} cases of {cases.folder} were preprocessed with other plans than {plan.name} are now, "
                 f"e.g. {others[0]}. Run nnUNetv2_preprocess_unlabeled with --overwrite."
             )
-    infos = [CaseInfo.from_dict(about.get("info", {})) for about in index.about]
+    infos = [CaseInfo.from_dict({"dataset": dataset, **about.get("info", {})}) for about in index.about]
     return [
         Case(source, name, info.subject or f"{dataset}__{name}", info)
         for name, info in zip(index.identifiers, infos, strict=True)

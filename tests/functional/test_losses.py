@@ -86,3 +86,46 @@ def test_ema_decay_rises_over_the_first_quarter():
     assert ema_decay(0, 1000) == 0.999
     assert ema_decay(125, 1000) == pytest.approx(0.99945)
     assert ema_decay(250, 1000) == ema_decay(999, 1000) == pytest.approx(0.9999)
+
+
+def ignoring(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cells, a prediction, and which voxels count: all, some, one, none."""
+    torch.manual_seed(seed)
+    counted = torch.ones(1, 4, 27)
+    counted[0, 1, 5:20] = 0
+    counted[0, 2, 1:] = 0
+    counted[0, 3] = 0
+    return torch.randn(1, 4, 27) * 3 + 1, torch.randn(1, 4, 27), counted
+
+
+@pytest.mark.parametrize("kind", ["intensity", "normalized", "reference"])
+def test_when_all_voxels_count_nothing_changes(kind):
+    cells, prediction, _ = ignoring()
+    ones, mask = torch.ones_like(cells), torch.tensor([[True, False, True, True]])
+    plain, same = cell_errors(prediction, cells), cell_errors(prediction, cells, ones)
+    torch.testing.assert_close(same, plain)
+    torch.testing.assert_close(cell_difficulty(prediction, cells, kind, ones), cell_difficulty(prediction, cells, kind))
+    torch.testing.assert_close(masked_mean(same, mask, ones), masked_mean(plain, mask))
+
+
+@pytest.mark.parametrize("kind", ["intensity", "normalized", "reference"])
+def test_ignored_voxels_have_no_influence_and_the_others_are_normalised_among_themselves(kind):
+    cells, prediction, counted = ignoring()
+    changed = torch.where(counted > 0, cells, torch.full_like(cells, 1e4))
+    torch.testing.assert_close(cell_errors(prediction, changed, counted), cell_errors(prediction, cells, counted))
+    found = cell_difficulty(prediction, changed, kind, counted)
+    torch.testing.assert_close(found, cell_difficulty(prediction, cells, kind, counted))
+    few = counted[0, 1] > 0
+    alone = cell_difficulty(prediction[:, 1:2, few], cells[:, 1:2, few], kind)
+    torch.testing.assert_close(found[:, 1:2], alone)
+    assert found[0, 3] == 0
+
+
+def test_the_loss_is_the_mean_over_masked_voxels_that_count():
+    cells, prediction, counted = ignoring()
+    errors = cell_errors(prediction, cells, counted)
+    mask = torch.tensor([[True, True, False, True]])
+    voxels = counted.sum(2)
+    expected = (errors[0, 0] * voxels[0, 0] + errors[0, 1] * voxels[0, 1]) / (voxels[0, 0] + voxels[0, 1])
+    torch.testing.assert_close(masked_mean(errors, mask, counted), expected)
+    assert masked_mean(errors, torch.tensor([[False, False, False, True]]), counted) == 0

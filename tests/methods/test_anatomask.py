@@ -139,3 +139,32 @@ def test_the_log_says_how_many_cells_were_chosen_for_being_hard(monkeypatch):
 def test_impossible_settings_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         AnatoMaskConfig(**config)
+
+
+def batch_with_ignored() -> dict:
+    """Two images whose first octant is not to be looked at."""
+    ignored = torch.zeros(2, 1, *PATCH, dtype=torch.bool)
+    ignored[..., :8, :8, :8] = True
+    return {"image": image(), "case": ["a", "b"], "index": torch.arange(2), "ignored": ignored}
+
+
+def test_the_target_in_ignored_voxels_has_no_influence_on_the_loss(monkeypatch):
+    """The prediction is held still: the network itself does see a voxel that is ignored, where it is not masked."""
+    method, batch = anatomask(), batch_with_ignored()
+    predicted = torch.randn(2, 64, 64, generator=generator(3))
+    monkeypatch.setattr(method, "_reconstruct", lambda network, images, mask: predicted)
+    plain = method(batch, generator()).loss
+    octant = {**batch, "image": torch.where(batch["ignored"], 50.0, batch["image"])}
+    elsewhere = {**batch, "image": torch.where(batch["ignored"], batch["image"], batch["image"] ** 3)}
+    assert torch.equal(method(octant, generator()).loss, plain)
+    assert not torch.allclose(method(elsewhere, generator()).loss, plain)
+
+
+def test_a_cell_without_a_voxel_that_counts_is_never_hard(monkeypatch):
+    method, batch = anatomask(), batch_with_ignored()
+    at_epoch(method, 9, monkeypatch)
+    hidden = method.choose(batch, generator())
+    assert hidden.difficulty[:, :2, :2, :2].isinf().all()
+    assert not hidden.hard[:, :2, :2, :2].any()
+    assert hidden.hard.any()
+    assert set(method.pictures(batch, generator())) >= {"image", "reconstruction", "mask"}

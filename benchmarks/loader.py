@@ -1,0 +1,150 @@
+"""How fast crops are made: ours against nnU-Net's own loader, on one core.
+
+    python benchmarks/loader.py --dataset_folder FOLDER --patch 80 128 128 --json FILE
+    python benchmarks/loader.py --synthetic 400 512 512 --patch 160 160 160 --json FILE
+    python benchmarks/loader.py --dataset_folder FOLDER --patch 80 128 128 --memory 2000 --json FILE
+    python benchmarks/loader.py --index 100000 --json FILE
+
+FOLDER holds preprocessed cases of nnU-Net (``nnUNet_preprocessed/DATASET/nnUNetPlans_3d_fullres``). Both sides rotate,
+scale and mirror with AnatoMask's probabilities and ranges, take turns in one process with one thread, and the ratio is
+that of the medians. nnU-Net's loader carries a segmentation along, which pretraining does not have.
+``--memory`` runs our loader with processes for so many batches and compares the memory of all processes after them with
+that after the first hundred. ``--index`` starts a run over so many made-up cases that have an index but no content.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import provenance, timed, write
+from benchmarks.loader_parts import memory_growth, nnunet_loader, start_up, write_volumes
+from ssl_pretrain.data.batches import assemble
+from ssl_pretrain.data.cases import Cases
+from ssl_pretrain.data.crops import TRAIN, CropDataset
+from ssl_pretrain.data.pool import CasePool
+from ssl_pretrain.data.spatial import CropConfig
+from ssl_pretrain.functional.geometry import Triple, as_triple
+from ssl_pretrain.report.tables import format_table
+
+SIDES = ("nnU-Net", "loader", "device")
+
+
+def our_batches(folder: Path, patch: Triple, batch: int, seed: int, *, finish: bool) -> Callable[[], Any]:
+    """Makes our next batch; without ``finish`` the device would rotate and scale it."""
+    pool = CasePool.of(Cases(folder, channels_of(folder)))
+    crops = CropDataset(pool, patch, CropConfig(), seed, TRAIN, finish=finish)
+    state = {"next": 0}
+
+    def next_batch() -> Any:
+        first = state["next"]
+        state["next"] += batch
+        return assemble([crops[i] for i in range(first, first + batch)])
+
+    return next_batch
+
+
+def channels_of(folder: Path) -> int:
+    """Channels of the cases of a folder."""
+    import blosc2
+
+    return int(blosc2.open(str(next(f for f in sorted(folder.glob("*.b2nd")) if "_seg" not in f.name))).shape[0])
+
+
+def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Patches per second of each side, and what ours are above nnU-Net's."""
+    patch = as_triple(args.patch, "--patch")
+    sides = {
+        "nnU-Net": nnunet_loader(folder, patch, args.batch, args.seed),
+        "loader": our_batches(folder, patch, args.batch, args.seed, finish=True),
+        "device": our_batches(folder, patch, args.batch, args.seed, finish=False),
+    }
+    for run in sides.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(args.rounds):
+        for name, run in sides.items():
+            seconds[name].append(sum(timed(run, "cpu") for _ in range(args.batches)))
+    # A round has crops with and without rotation in it, so that its time is that of a mixture.
+    rates = {name: args.batch * args.batches / statistics.median(times) for name, times in seconds.items()}
+    return {
+        "patches_per_second": {name: round(rate, 2) for name, rate in rates.items()},
+        "ratio": round(rates["loader"] / rates["nnU-Net"], 2),
+        "ratio_device": round(rates["device"] / rates["nnU-Net"], 2),
+        "seconds": {name: [round(s, 4) for s in times] for name, times in seconds.items()},
+    }
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for."""
+    if args.index:
+        return start_up(args.index)
+    if args.dataset_folder:
+        return measure(args.dataset_folder, args)
+    with tempfile.TemporaryDirectory() as folder:
+        write_volumes(
+            Path(folder), as_triple(args.synthetic, "--synthetic"), as_triple(args.patch, "--patch"), args.volumes
+        )
+        return measure(Path(folder), args)
+
+
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Speed or memory on the cases of a folder."""
+    if not args.memory:
+        return compare(folder, args)
+    patch = as_triple(args.patch, "--patch")
+    return memory_growth(Cases(folder, channels_of(folder)), patch, args.batch, args.memory, args.workers)
+
+
+def show(result: dict[str, Any]) -> str:
+    """The result as text."""
+    if "ratio" not in result:
+        return "\n".join(f"{name}: {value}" for name, value in result.items() if name not in ("settings", "machine"))
+    rates = result["patches_per_second"]
+    rows = [(name, f"{rates[name]:.1f}", f"{rates[name] / rates['nnU-Net']:.1f}") for name in SIDES]
+    return format_table(("side", "patches per second and core", "over nnU-Net"), rows)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--dataset_folder", type=Path)
+    what.add_argument("--synthetic", type=int, nargs=3, metavar=("D", "H", "W"), help="make volumes of this size")
+    what.add_argument("--index", type=int, metavar="CASES", help="start over so many made-up cases")
+    parser.add_argument("--patch", type=int, nargs=3, default=[80, 128, 128])
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=25, help="per side and round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--volumes", type=int, default=2, help="made with --synthetic")
+    parser.add_argument("--memory", type=int, metavar="BATCHES")
+    parser.add_argument("--workers", type=int, default=2, help="processes, with --memory")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    args = arguments()
+    torch.set_num_threads(1)
+    result = run(args)
+    settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items() if name != "json"}
+    # Where a dataset lies on this machine is nobody's business.
+    if args.dataset_folder:
+        settings["dataset_folder"] = "/".join(args.dataset_folder.absolute().parts[-2:])
+    print(show(result))
+    write({"settings": settings, **result, **provenance("cpu")}, args.json)
+
+
+if __name__ == "__main__":
+    main()
