@@ -9,8 +9,10 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from ssl_pretrain.methods import Method, SparK
-from ssl_pretrain.methods.spark_network import SparKNetwork
+from ssl_pretrain.functional.geometry import grid_of
+from ssl_pretrain.methods import Method
+from ssl_pretrain.methods.masked_network import MaskedNetwork
+from ssl_pretrain.methods.sparse_method import SparseMethod
 from ssl_pretrain.methods.tuning import expected_packed_stages
 from ssl_pretrain.report.tables import format_table
 from ssl_pretrain.training.prepare import Run
@@ -90,10 +92,11 @@ def estimate_memory(run: Run) -> tuple[int, int]:
     batch = method.length.batch_size
     with torch.no_grad():
         image = torch.empty(batch, run.plan.input_channels, *run.patch, device="meta")
-        if isinstance(method, SparK) and isinstance(student, SparKNetwork):
+        if isinstance(method, SparseMethod) and isinstance(student, MaskedNetwork):
             student.packed_stages = expected_packed_stages(student, method.config.sparse, image, method.masked)
-            mask = torch.ones(batch, *method.grid, dtype=torch.bool, device="meta")
-            student(image, mask, prod(method.grid) - method.masked)
+            grid = grid_of(run.patch, student.cell)
+            mask = torch.ones(batch, *grid, dtype=torch.bool, device="meta")
+            student(image, mask, prod(grid) - method.masked)
         else:
             student(image)
     half = "32" not in lightning_precision(run.config)

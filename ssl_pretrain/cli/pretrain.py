@@ -53,12 +53,24 @@ def build_parser(method: str = "AnatoMask", explicit: bool = False) -> argparse.
 
 
 def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
-    parser.add_argument("-m", dest="method", help=f"AnatoMask or SparK (default: {method})")
+    parser.add_argument(
+        "-m",
+        dest="method",
+        help=f"AnatoMask, SparK, MAE, S3D, SimMIM, ModelsGenesis or VolumeFusion (default: {method})",
+    )
     parser.add_argument("-p", dest="plans", help="name of the plans (default: nnUNetPlans)")
     _add_cases(parser)
     parser.add_argument(
         "-network",
-        help="plans (default), STUNet_small, STUNet_base, STUNet_large, STUNet_huge, or package.module:Class",
+        help="plans (default), ResEncM|L|XL, STUNet_small|base|large|huge, PrimusS|B|M|L, ViT_B16, or "
+        "package.module:Class",
+    )
+    parser.add_argument(
+        "-network_settings",
+        nargs="+",
+        action="extend",
+        metavar="NAME=VALUE",
+        help="size of the network, where it differs from the published one, e.g. depth=4",
     )
     parser.add_argument("-o", dest="output_folder", metavar="FOLDER", help="default: a folder in nnUNet_results")
     parser.add_argument("-epochs", type=int, help="default: 1000")
@@ -66,11 +78,17 @@ def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
     parser.add_argument("-val_iters", type=int, help="validation batches per epoch (default: 50)")
     parser.add_argument("-batch_size", type=int, help="samples per step and device (default: the plans')")
     parser.add_argument("-patch_size", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels (default: the plans')")
+    parser.add_argument(
+        "-optimizer", choices=("auto", "adamw", "sgd"), help="default: the method's, for the kind of network"
+    )
     parser.add_argument("-lr", type=float, help="peak learning rate (default: the method's)")
-    parser.add_argument("-mask_ratio", type=float, help="share of the cells that is masked (default: 0.6)")
+    parser.add_argument("-mask_ratio", type=float, help="share of the cells that is masked (default: the method's)")
     parser.add_argument("-mask_cell", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels (default: about 16)")
     parser.add_argument("-seed", type=int, help="default: 0")
     parser.add_argument("-pretrained_weights", metavar="FILE", help="weights to start from")
+    parser.add_argument(
+        "-export", choices=("all", "encoder"), help="all that was trained (default), or the encoder alone"
+    )
     parser.add_argument(
         "-set",
         dest="settings",
@@ -135,7 +153,9 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
 
     flags = dict(given)
     settings = parse_settings(flags.pop("settings", []))
-    for name in ("lr", "mask_ratio", "mask_cell"):
+    if "network_settings" in flags:
+        flags["network_settings"] = parse_settings(flags["network_settings"], "-network_settings")
+    for name in ("lr", "optimizer", "mask_ratio", "mask_cell"):
         if name in flags:
             settings[name] = flags.pop(name)
     resume, file = flags.pop("c", False), flags.pop("config", None)
@@ -176,7 +196,7 @@ def _with_files(flags: dict[str, Any]) -> dict[str, Any]:
     return {**flags, **{n: flags.get(n) or v for n, v in positional.items()}, "files": explicit}
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_settings(pairs: Sequence[str], flag: str = "-set") -> dict[str, Any]:
     """``NAME=VALUE`` strings as a mapping.
 
     Raises:
@@ -184,7 +204,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """
     wrong = [pair for pair in pairs if "=" not in pair]
     if wrong:
-        raise ValueError(f"-set takes NAME=VALUE, got {', '.join(map(repr, wrong))}.")
+        raise ValueError(f"{flag} takes NAME=VALUE, got {', '.join(map(repr, wrong))}.")
     return dict(pair.split("=", 1) for pair in pairs)
 
 

@@ -73,7 +73,7 @@ class CropData(LightningDataModule):
         validation: cases to validate on.
         patch: voxels per axis.
         config: sampling and augmentation; validation is not augmented.
-        batch_size: samples per step and device.
+        batch_size: crops per batch and device.
         iterations: optimiser steps per epoch.
         val_iterations: validation batches per epoch, the same crops every time.
         seed: seed of the run.

@@ -143,7 +143,7 @@ def test_a_non_finite_loss_stops_with_step_cases_and_the_last_good_checkpoint(da
     def poison(crops, index):
         item = original(crops, index)
         if poisoned["on"] and crops.stream == 0 and index == 3 * 2 + 2:
-            item["image"] = item["image"] * float("nan")
+            return item._replace(voxels=item.voxels * float("nan"))
         return item
 
     monkeypatch.setattr(CropDataset, "__getitem__", poison)
@@ -316,7 +316,7 @@ def test_the_best_checkpoint_is_of_the_epoch_with_the_lowest_validation_loss(dat
 def test_all_cases_with_a_hold_out(dataset, tmp_path):
     folder = pretrain(config(tmp_path, fold="all", epochs=1)).folder
     assert (
-        "5 cases to train on, 1 to validate on (all cases: 1 of 6 cases held out"
+        "5 cases to train on, 1 to validate on (6 labelled and 0 unlabelled cases; all cases: 1 of 6 cases held out"
         in next(folder.glob("training_log_*.txt")).read_text()
     )
 

@@ -1,0 +1,183 @@
+"""The dataset, plans and configuration that images are preprocessed for, checked before any image is read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_pretrain.data.locate import DatasetFiles, Plan, dataset_number, find_dataset, read_json, read_plan
+from ssl_pretrain.data.preparation.image_case import ImageCase, ImageError
+from ssl_pretrain.data.preparation.sources import some
+from ssl_pretrain.data.preparation.stored import names_in
+from ssl_pretrain.data.preprocessing import digest, preprocessing_of
+
+PLANS_ENTRIES = ("dataset_name", "plans_name", "image_reader_writer", "transpose_forward", "label_manager")
+CONFIGURATION_ENTRIES = (
+    "data_identifier",
+    "preprocessor_name",
+    "patch_size",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+"""What nnU-Net's preprocessing reads of the plans."""
+
+STATISTICS = ("foreground_intensity_properties_per_channel", "foreground_intensity_properties_by_modality")
+"""Intensities of the dataset, by their present and their earlier name."""
+
+RAW_VARIABLE = "nnUNet_raw"
+OF_VERSION_1 = ("plans_per_stage", "num_stages", "base_num_features")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What images are preprocessed for.
+
+    Attributes:
+        files: of the dataset in ``nnUNet_preprocessed``.
+        plan: the configuration.
+        raw: the dataset's folder in ``nnUNet_raw``; need not exist.
+    """
+
+    files: DatasetFiles
+    plan: Plan
+    raw: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the preprocessed images go."""
+        return self.files.unlabelled
+
+    @property
+    def file_ending(self) -> str:
+        """Of the dataset's images."""
+        return str(self.plan.dataset["file_ending"])
+
+    @property
+    def made_with(self) -> str:
+        """Fingerprint of all that the preprocessed voxels depend on."""
+        return digest(preprocessing_of(self.plan.plans, self.plan.configuration))
+
+
+def find_target(dataset: str, plans_name: str, configuration: str) -> Target:
+    """Find a dataset as ``nnUNetv2_pretrain`` does; its own images need not be preprocessed.
+
+    Raises:
+        ValueError, FileNotFoundError: something is missing, unknown or of another version of nnU-Net; says what to do.
+    """
+    folder = find_dataset(dataset)
+    file = folder / f"{plans_name}.json"
+    if not file.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.json") if "plans" in p.stem.lower()))
+        raise FileNotFoundError(
+            f"Plans {plans_name!r} do not exist in {folder}. There: {there or 'none'} (-p). To plan, run "
+            f"nnUNetv2_plan_and_preprocess -d {dataset_number(folder.name)} --no_pp, or nnUNetv2_plan_unlabeled for a "
+            "dataset without labels."
+        )
+    check_plans(read_json(file), configuration, file)
+    plan = read_plan(file, folder / "dataset.json", configuration)
+    _check_dataset(plan, folder / "dataset.json")
+    files = DatasetFiles(
+        folder.name, folder / plan.data_identifier, folder / "splits_final.json", folder / "dataset.json", file
+    )
+    return Target(files, plan, Path(os.environ.get(RAW_VARIABLE) or RAW_VARIABLE) / folder.name)
+
+
+def check_plans(plans: Mapping[str, Any], configuration: str, file: Path) -> None:
+    """Refuse plans that the installed nnU-Net cannot preprocess by. Whether the configuration exists is not asked.
+
+    Raises:
+        ValueError: plans of version 1, without something, or with names that this nnU-Net does not know.
+    """
+    again = "Plan the dataset again with the nnU-Net that is installed (nnUNetv2_plan_experiment)"
+    old = [name for name in OF_VERSION_1 if name in plans]
+    if old:
+        raise ValueError(f"{file} is a plans file of nnU-Net version 1 (it has {', '.join(old)}). {again}.")
+    if not isinstance(plans, Mapping) or not isinstance(plans.get("configurations"), Mapping):
+        raise ValueError(f"{file} is not a plans file of nnU-Net version 2: it has no 'configurations'. {again}.")
+    if configuration not in plans["configurations"]:
+        return
+    resolved = _resolve(plans["configurations"], configuration, file)
+    missing = [name for name in PLANS_ENTRIES if name not in plans]
+    missing += [f"configurations.{configuration}.{name}" for name in CONFIGURATION_ENTRIES if name not in resolved]
+    if not any(name in resolved for name in ("architecture", "UNet_class_name")):
+        missing.append(f"configurations.{configuration}.architecture")
+    if not any(name in plans for name in STATISTICS):
+        missing.append(STATISTICS[0])
+    if missing:
+        raise ValueError(
+            f"{file} lacks {', '.join(missing)}: it is of another version of nnU-Net, or was edited. {again}."
+        )
+    _check_names(plans, configuration, f"{file} names something that this nnU-Net does not have", again)
+
+
+def _resolve(configurations: Mapping[str, Any], name: str, file: Path) -> dict[str, Any]:
+    """A configuration with what it inherits; nnU-Net's own way of doing so needs complete plans."""
+    chain: list[str] = []
+    while name is not None:
+        if name in chain or name not in configurations:
+            raise ValueError(f"{file}: configuration {chain[-1]!r} inherits from {name!r}, which leads nowhere.")
+        chain.append(name)
+        name = configurations[name].get("inherits_from")
+    return {key: value for one in reversed(chain) for key, value in configurations[one].items()}
+
+
+def _check_names(plans: Mapping[str, Any], configuration: str, fault: str, remedy: str) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    try:
+        manager = PlansManager(dict(plans))
+        resolved = manager.get_configuration(configuration)
+        found = [manager.image_reader_writer_class, resolved.preprocessor_class]
+        found += [resolved.resampling_fn_data, resolved.resampling_fn_seg]
+    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{fault}: {error}. {remedy}.") from error
+    if any(thing is None for thing in found):
+        raise ValueError(f"{fault}: preprocessor_name {resolved.preprocessor_name!r}. {remedy}.")
+
+
+def _check_dataset(plan: Plan, file: Path) -> None:
+    if "file_ending" not in plan.dataset:
+        raise ValueError(f"{file} has no 'file_ending', such as .nii.gz.")
+    schemes = _resolve(plan.plans["configurations"], plan.configuration, file)["normalization_schemes"]
+    if len(schemes) != plan.input_channels:
+        raise ValueError(
+            f"{file} has {plan.input_channels} channels, the plans {plan.name} are for {len(schemes)}. Plan the "
+            "dataset again (nnUNetv2_plan_experiment)."
+        )
+
+
+def refuse_labelled(cases: Sequence[ImageCase], target: Target) -> None:
+    """Refuse images that are called like labelled cases of the dataset: they would be two images with one name.
+
+    Raises:
+        ImageError: names some of them.
+    """
+    labelled = labelled_identifiers(target)
+    both = [case for case in cases if case.identifier in labelled]
+    if both:
+        shown = some(f"{case.identifier} ({case.images[0]})" for case in both)
+        raise ImageError(
+            f"Images that are called like labelled cases of {target.files.name}: {shown}. If they are those, leave "
+            "them out: nnUNetv2_preprocess prepares them. If not, rename them."
+        )
+
+
+def labelled_identifiers(target: Target) -> set[str]:
+    """Identifiers of the labelled cases, of the raw dataset and of what is preprocessed."""
+    found = set(target.plan.dataset.get("dataset") or ())
+    for folder, name in (
+        (target.raw / "imagesTr", re.compile(r"(.+)_\d{4}" + re.escape(target.file_ending))),
+        (target.files.data, re.compile(r"(.+)\.(?:pkl|b2nd|npz)")),
+    ):
+        if folder.is_dir():
+            found |= {match[1] for file in names_in(folder) if (match := name.fullmatch(file))}
+    return found
