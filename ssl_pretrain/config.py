@@ -20,6 +20,7 @@ from ssl_pretrain.methods import OptimizerConfig, find_method
 
 Precision = Literal["auto", "32", "bf16", "16"]
 Device = Literal["cuda", "cpu", "mps"]
+Export = Literal["all", "encoder"]
 
 MAY_CHANGE = frozenset(
     {
@@ -29,7 +30,10 @@ MAY_CHANGE = frozenset(
 )
 """Settings that a continued run may change: they do not touch what is computed."""
 
-CHOICES = {"device": Device, "precision": Precision, "use": Use, "balance": Balance, "augment_on": AugmentOn}
+CHOICES = {
+    **{"device": Device, "precision": Precision, "export": Export},
+    **{"use": Use, "balance": Balance, "augment_on": AugmentOn},
+}
 
 T = TypeVar("T")
 
@@ -44,7 +48,8 @@ class PretrainConfig:
         fold: ``all``, or a number.
         plans: name of the plans.
         method: name of the method.
-        network: ``plans``, ``STUNet_small|base|large|huge``, or ``package.module:Class``.
+        network: ``plans``, another name of :data:`~ssl_pretrain.NETWORKS`, or ``package.module:Class``.
+        network_settings: fields of the network's size that differ from the published one, such as ``depth``.
         output_folder: where results go; None for nnU-Net's place in ``nnUNet_results``.
         epochs: epochs of the run.
         iters: optimiser steps per epoch.
@@ -58,6 +63,7 @@ class PretrainConfig:
         num_nodes: nodes.
         precision: ``auto`` is bf16 on GPUs that have it, else 16 with loss scaling; 32 on the CPU.
         pretrained_weights: file to start from.
+        export: ``encoder``: the checkpoint's decoder is as it was before training; ``all``: what was trained.
         use: ``labeled`` cases, ``unlabeled`` ones, or ``all`` that are preprocessed.
         datasets: numbers or names of the datasets to draw from, preprocessed with the same plans; none for ``dataset``
             alone.
@@ -76,6 +82,7 @@ class PretrainConfig:
     plans: str = "nnUNetPlans"
     method: str = "AnatoMask"
     network: str = "plans"
+    network_settings: dict[str, int] = field(default_factory=dict)
     output_folder: str | None = None
     epochs: int = 1000
     iters: int = 250
@@ -89,6 +96,7 @@ class PretrainConfig:
     num_nodes: int = 1
     precision: Precision = "auto"
     pretrained_weights: str | None = None
+    export: Export = "all"
     use: Use = "all"
     datasets: tuple[str, ...] = ()
     balance: Balance = "cases"
@@ -232,7 +240,8 @@ def _as_type(value: Any, kind: Any) -> Any:
         parts = parts * 3 if len(parts) == 1 and len(kinds) == 3 else parts
         return tuple(_as_type(p, k) for p, k in zip(parts, kinds, strict=True))
     if origin is dict:
-        return dict(value)
+        kind_of_value = typing.get_args(kind)[1]
+        return {str(name): _as_type(entry, kind_of_value) for name, entry in dict(value).items()}
     return _as_scalar(value, kind)
 
 

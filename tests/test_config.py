@@ -23,7 +23,7 @@ def test_published_defaults():
     assert (spark.lr, anatomask.lr) == (2e-4, 1e-4)
     for task in (spark, anatomask):
         assert (task.betas, task.weight_decay, task.clip) == ((0.9, 0.999), 1e-5, 12.0)
-        assert (task.warmup(1000), task.warmup(20), task.warmup_start_lr, task.mask_ratio) == (20, 2, 1e-6, 0.6)
+        assert (task.warmup("convolutional", 1000), task.warmup("convolutional", 20), task.warmup_start_lr, task.mask_ratio) == (20, 2, 1e-6, 0.6)
     assert (anatomask.ema_start, anatomask.ema_end, anatomask.hard_share) == (0.999, 0.9999, 0.5)
     assert (config().epochs, config().iters, config().val_iters) == (1000, 250, 50)
 

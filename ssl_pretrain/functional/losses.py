@@ -47,6 +47,16 @@ def cell_errors(prediction: Tensor, cells: Tensor, counted: Tensor | None = None
     return _mean_of_counted((prediction - (cells - mean) / std).square(), counted)
 
 
+def squared_errors(prediction: Tensor, cells: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Mean squared error of each cell in intensities: three of (B, L, V) -> (B, L)."""
+    return _mean_of_counted((prediction - cells).square(), counted)
+
+
+def absolute_errors(prediction: Tensor, cells: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Mean absolute error of each cell in intensities: three of (B, L, V) -> (B, L)."""
+    return _mean_of_counted((prediction - cells).abs(), counted)
+
+
 def cell_difficulty(prediction: Tensor, cells: Tensor, kind: Difficulty, counted: Tensor | None = None) -> Tensor:
     """How badly each cell was reconstructed, in one of three senses.
 
@@ -62,7 +72,7 @@ def cell_difficulty(prediction: Tensor, cells: Tensor, kind: Difficulty, counted
         (B, L)
     """
     if kind == "reference":
-        return _mean_of_counted((prediction - cells).square(), counted)
+        return squared_errors(prediction, cells, counted)
     errors = cell_errors(prediction, cells, counted)
     if kind == "normalized":
         return errors

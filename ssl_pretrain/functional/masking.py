@@ -99,3 +99,8 @@ def _mask_largest(scores: Tensor, count: int) -> Tensor:
     if count:
         chosen.scatter_(1, scores.topk(count, dim=1, sorted=False).indices, True)
     return chosen
+
+
+def visible_first(mask: Tensor) -> Tensor:
+    """Numbers of the cells, visible ones first, in order: boolean (B, L), True where masked -> int64 (B, L)."""
+    return mask.to(torch.uint8).argsort(dim=1, stable=True)

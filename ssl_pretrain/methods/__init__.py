@@ -1,12 +1,23 @@
 """Pretraining methods: one file each, found by the name of the paper."""
 
 from ssl_pretrain.methods.anatomask import AnatoMask, AnatoMaskConfig
-from ssl_pretrain.methods.base import Batch, Method, MethodSetup, OptimizerConfig, Output, RunLength
+from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output, RunLength
+from ssl_pretrain.methods.mae import MAE, MAEConfig
+from ssl_pretrain.methods.models_genesis import ModelsGenesis, ModelsGenesisConfig
+from ssl_pretrain.methods.recipe import OptimizerConfig
+from ssl_pretrain.methods.s3d import S3D, S3DConfig
+from ssl_pretrain.methods.simmim import SimMIM, SimMIMConfig
 from ssl_pretrain.methods.spark import SparK, SparKConfig
+from ssl_pretrain.methods.volume_fusion import VolumeFusion, VolumeFusionConfig
 
 METHODS: dict[str, type[Method]] = {
     "AnatoMask": AnatoMask,
     "SparK": SparK,
+    "MAE": MAE,
+    "S3D": S3D,
+    "SimMIM": SimMIM,
+    "ModelsGenesis": ModelsGenesis,
+    "VolumeFusion": VolumeFusion,
 }
 
 
@@ -39,17 +50,27 @@ def build_method(name: str, config: OptimizerConfig, setup: MethodSetup) -> Meth
 
 
 __all__ = [
+    "MAE",
     "METHODS",
+    "S3D",
     "AnatoMask",
     "AnatoMaskConfig",
     "Batch",
+    "MAEConfig",
     "Method",
     "MethodSetup",
+    "ModelsGenesis",
+    "ModelsGenesisConfig",
     "OptimizerConfig",
     "Output",
     "RunLength",
+    "S3DConfig",
+    "SimMIM",
+    "SimMIMConfig",
     "SparK",
     "SparKConfig",
+    "VolumeFusion",
+    "VolumeFusionConfig",
     "build_method",
     "find_method",
 ]

@@ -35,7 +35,7 @@ class AnatoMaskConfig(SparKConfig):
         ema_end: decay of the teacher from a quarter of the run on.
     """
 
-    lr: float = 1e-4
+    lr: float | None = 1e-4
     difficulty: Difficulty = "intensity"
     teacher_masks: int = 1
     hard_share: float = 0.5

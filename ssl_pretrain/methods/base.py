@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.functional.schedules import warmup_cosine
 from ssl_pretrain.functional.seeding import derive_seed
+from ssl_pretrain.methods.recipe import OptimizerConfig, build_optimizer, build_schedule, family_of
 from ssl_pretrain.networks.base import Backbone
 
 TRAIN_STREAM, VALIDATION_STREAM = 1, 2
 """First element of the path from which the seeds of masks are derived."""
-
-
-PUBLISHED_WARMUP = 20.0
-"""Epochs; of runs of 1000."""
 
 
 class Batch(TypedDict, total=False):
@@ -68,58 +64,6 @@ class RunLength:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW with warm-up and cosine decay.
-
-    Attributes:
-        lr: peak learning rate.
-        betas: of AdamW.
-        weight_decay: on weights of two or more dimensions; biases, norms and tokens are not decayed.
-        warmup_epochs: epochs of linear warm-up; None for 20 (published), at most a tenth of the run.
-        warmup_start_lr: learning rate at the first step.
-        clip: norm to which the gradient is clipped.
-        accumulate: batches whose gradients are averaged for one optimiser step.
-    """
-
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-5
-    warmup_epochs: float | None = None
-    warmup_start_lr: float = 1e-6
-    clip: float = 12.0
-    accumulate: int = 1
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}.")
-        for name in ("weight_decay", "warmup_epochs", "warmup_start_lr"):
-            if not (getattr(self, name) or 0) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-
-        if self.accumulate != int(self.accumulate) or self.accumulate < 1:
-            raise ValueError(f"accumulate must be a whole number of at least 1, got {self.accumulate}.")
-
-    def warmup(self, epochs: int) -> float:
-        """Epochs of warm-up of a run of so many epochs."""
-        return min(PUBLISHED_WARMUP, epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
-
-
-def check_choices(config: OptimizerConfig) -> None:
-    """Refuse a value that is none of its field's choices.
-
-    Raises:
-        ValueError: names the field, the choices and the value.
-    """
-    hints = get_type_hints(type(config))
-    for entry in fields(config):
-        hint, value = hints[entry.name], getattr(config, entry.name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ValueError(f"{entry.name} must be one of {', '.join(get_args(hint))}, got {value!r}.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class MethodSetup:
     """Everything a method is built from besides its own config.
 
@@ -145,10 +89,15 @@ class Method(LightningModule, ABC):
 
     Config: ClassVar[type[OptimizerConfig]]
     citations: ClassVar[tuple[str, ...]] = ()
+    crops_per_sample: ClassVar[int] = 1
+    """How many crops the loader makes for each sample of a batch; they come one after the other."""
+    fewest_cases: ClassVar[int] = 1
+    """Cases without which the pretext task makes no sense."""
 
     def __init__(self, config: OptimizerConfig, setup: MethodSetup) -> None:
         super().__init__()
         self.config = config
+        self.recipe = config.recipe(family_of(setup.backbone), setup.length.epochs)
         self.backbone = setup.backbone
         self.patch = setup.patch
         self.length = setup.length
@@ -202,20 +151,16 @@ class Method(LightningModule, ABC):
         self.update_teacher()
 
     def configure_optimizers(self) -> Any:
-        """AdamW with decay on weights of two or more dimensions only, and the warm-up and cosine schedule per step."""
-        config = self.config
-        parameters = [p for p in self.trained.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        """The optimiser of the recipe, and its schedule per step."""
         # The fused kernel is several times faster on the CPU. It can unscale gradients itself, so Lightning does
         # not clip them in mixed precision.
         mixed = self._trainer is not None and self.trainer.precision != "32-true"
-        fused = True if self.device.type == "cpu" and not mixed else None
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
-        steps = self.length.epochs * self.length.iterations
-        warmup = round(config.warmup(self.length.epochs) * self.length.iterations)
-        start = min(config.warmup_start_lr / config.lr, 1.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps, start))
+        fused = self.device.type == "cpu" and not mixed
+        optimizer = build_optimizer(self.recipe, self.trained.parameters(), fused=fused)
+        schedule = build_schedule(self.recipe, optimizer, self.length.epochs, self.length.iterations)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def one_per_channel(volume: Tensor) -> Tensor:
+    """(B, C, D, H, W) -> (B·C, 1, D, H, W): every channel as a sample of its own."""
+    return volume.flatten(0, 1).unsqueeze(1)

@@ -8,14 +8,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_pretrain.functional.geometry import Triple, grid_of
-from ssl_pretrain.methods.spark_network import SparKNetwork
+from ssl_pretrain.methods.masked_network import MaskedNetwork
 from ssl_pretrain.methods.tuning import expected_packed_stages
 from ssl_pretrain.networks.backends import Backend
 from ssl_pretrain.networks.masked import encode_masked
 
 
 def count_multiply_adds(
-    network: SparKNetwork, backend: Backend, batch: int, patch: Triple, masked: int
+    network: MaskedNetwork, backend: Backend, batch: int, patch: Triple, masked: int
 ) -> dict[str, int]:
     """Multiply-adds of convolutions and linear layers in one forward pass.
 
@@ -31,7 +31,7 @@ def count_multiply_adds(
     """
     network = copy.deepcopy(network).to("meta").eval()
     grid = grid_of(patch, network.cell)
-    image = torch.empty(batch, network.decoder.head.out_channels, *patch, device="meta")
+    image = torch.empty(batch, network.image_channels, *patch, device="meta")
     seen = torch.ones(batch, *grid, dtype=torch.bool, device="meta")
     packed = expected_packed_stages(network, backend, image, masked)
     counts = {}
@@ -41,9 +41,9 @@ def count_multiply_adds(
                 maps = encode_masked(network.encoder, image, network.mask, stages)
             counts[name] = counter.get_total_flops() // 2
         with FlopCounterMode(display=False) as counter, network.mask.visible(seen, seen[0].numel() - masked):
-            dense = [fill(m) for fill, m in zip(network.densify, reversed(maps), strict=False)]
+            dense = network.fill(maps)
         counts["densify"] = counter.get_total_flops() // 2
         with FlopCounterMode(display=False) as counter:
-            network.decoder(dense)
+            network.reconstruct(dense)
         counts["decoder"] = counter.get_total_flops() // 2
     return counts

@@ -29,9 +29,11 @@ class Densify(nn.Module):
     on the others. A map that is coarser than the mask's grid is all visible and has no token.
     """
 
-    def __init__(self, source: FeatureMap, width: int, coarsest: bool, cell: Triple, mask: SparseMask) -> None:
+    def __init__(
+        self, source: FeatureMap, width: int, coarsest: bool, cell: Triple, mask: SparseMask, affine: bool = True
+    ) -> None:
         super().__init__()
-        self.norm = MaskedInstanceNorm3d(source.channels, eps=DENSIFY_EPS, affine=True)
+        self.norm = MaskedInstanceNorm3d(source.channels, eps=DENSIFY_EPS, affine=affine)
         self.norm.sparse_mask = self.mask = mask
         self.token: nn.Parameter | None = None
         if is_maskable(source.stride, cell):

@@ -6,9 +6,7 @@ with mask tokens, and a light decoder reconstructs the hidden cells in their own
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -20,20 +18,22 @@ from ssl_pretrain.functional.geometry import Triple, check_cell, check_patch, de
 from ssl_pretrain.functional.losses import cell_errors, cell_statistics, masked_mean
 from ssl_pretrain.functional.masking import count_masked, random_mask, repeat_to
 from ssl_pretrain.functional.patches import from_cells, to_cells
-from ssl_pretrain.methods.base import Batch, Method, MethodSetup, OptimizerConfig, Output
-from ssl_pretrain.methods.cost import count_multiply_adds
+from ssl_pretrain.methods.base import Batch, MethodSetup, Output
 from ssl_pretrain.methods.light_decoder import DecoderKind, Norm
+from ssl_pretrain.methods.recipe import Family
 from ssl_pretrain.methods.spark_network import SparKNetwork
-from ssl_pretrain.methods.tuning import Context, MemoryFormat, choose_backend, memory_format_of, use_backend
-from ssl_pretrain.networks.backends import Backend, Choice
-
-log = logging.getLogger("ssl_pretrain")
+from ssl_pretrain.methods.sparse_method import SparseConfig, SparseMethod
+from ssl_pretrain.networks.base import Backbone
+from ssl_pretrain.networks.tokens import TokenBackbone
 
 SMALLEST_BATCH_FOR_BATCH_NORM = 4
 
+PUBLISHED_WARMUP = 20.0
+"""Epochs, of runs of 1000; at most a tenth of a run."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class SparKConfig(OptimizerConfig):
+class SparKConfig(SparseConfig):
     """Settings of SparK.
 
     Attributes:
@@ -43,27 +43,20 @@ class SparKConfig(OptimizerConfig):
         decoder: ``spark`` (published), or ``slim`` with about a third of its multiply-adds.
         decoder_norm: ``batch`` (published) or ``instance``; ``auto`` takes instance below 4 samples per device.
         decoder_width: channels of the decoder at the coarsest map; None for that map's own.
-        sparse: how the encoder leaves masked voxels out. ``masked`` computes them and multiplies with the mask,
-            ``blocks`` computes visible cells only, ``spconv`` does so with that library on a GPU; ``auto`` takes what
-            is fastest.
-        memory_format: of the decoder's feature maps; ``auto`` is channels last with batch norm,
-            contiguous with instance norm.
-        compile: compile the decoder with ``torch.compile``.
-        checkpointing: compute feature maps again in the backward pass instead of keeping them: less memory, a third
-            more time.
     """
 
-    lr: float = 2e-4
+    optimizer: Literal["auto", "adamw", "sgd"] = "adamw"
+    schedule: Literal["auto", "cosine", "poly"] = "cosine"
+    lr: float | None = 2e-4
+    betas: tuple[float, float] | None = (0.9, 0.999)
+    weight_decay: float | None = 1e-5
+    clip: float | None = 12.0
     mask_ratio: float = 0.6
     mask_cell: Triple | None = None
     stages: int | None = None
     decoder: DecoderKind = "spark"
     decoder_norm: Literal["auto", "batch", "instance"] = "auto"
     decoder_width: int | None = None
-    sparse: Backend = "auto"
-    memory_format: MemoryFormat = "auto"
-    compile: bool = False
-    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +64,11 @@ class SparKConfig(OptimizerConfig):
             raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {self.mask_ratio}.")
         if self.decoder_width is not None and self.decoder_width < 1:
             raise ValueError(f"decoder_width must be at least 1, got {self.decoder_width}.")
+
+    def warmup(self, family: Family, epochs: int) -> float:
+        """The published 20 epochs, at most a tenth of the run."""
+        short = min(PUBLISHED_WARMUP, epochs / 10)
+        return short if self.warmup_epochs is None else super().warmup(family, epochs)
 
 
 class Hidden(NamedTuple):
@@ -87,7 +85,7 @@ class Hidden(NamedTuple):
     hard: Tensor | None = None
 
 
-class SparK(Method):
+class SparK(SparseMethod):
     """SparK in 3-D: random masks, one student."""
 
     Config: ClassVar[type[SparKConfig]] = SparKConfig
@@ -99,6 +97,7 @@ class SparK(Method):
 
     def __init__(self, config: SparKConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
+        refuse_tokens(type(self).__name__, setup.backbone)
         encoder, maps = setup.backbone.truncated(config.stages)
         strides = [m.stride for m in maps]
         check_patch(self.patch, setup.backbone.feature_maps[-1].stride)
@@ -122,36 +121,6 @@ class SparK(Method):
             checkpointing=config.checkpointing,
         )
         _freeze_unused(setup.backbone.network, self.student)
-
-    def on_fit_start(self) -> None:
-        """Lightning calls this when the module is on its device."""
-        self.tune(self.trainer.precision_plugin.forward_context, self.trainer.strategy.broadcast)
-
-    def tune(self, precision: Context = nullcontext, agree: Callable[[Choice], Choice] = lambda choice: choice) -> None:
-        """Set up everything that makes a step faster on the module's device and does not change what it computes.
-
-        Args:
-            precision: context in which a forward pass runs.
-            agree: brings the choices of several processes together.
-        """
-        config = self.config
-        image = torch.zeros(self.length.batch_size, self.backbone.input_channels, *self.patch, device=self.device)
-        choice = agree(choose_backend(self.student, config.sparse, image, self.masked, precision))
-        memory_format = memory_format_of(config.memory_format, self.decoder_norm)
-        for network in self.networks():
-            use_backend(network, choice)
-            network.memory_format = memory_format
-            if config.compile:
-                network.decoder.compile()  # type: ignore[no-untyped-call]
-        packable, reason = self.student.packable
-        total = len(self.student.maps)
-        log.info("sparse=%s, %d encoder stages: %s", config.sparse, total, choice)
-        if config.sparse != "masked" and packable < total:
-            log.info("stages from %d on cannot leave masked voxels out: %s", packable, reason)
-
-    def multiply_adds(self) -> dict[str, int]:
-        """Of encoder (dense, and with visible cells only), densification and decoder, for a batch."""
-        return count_multiply_adds(self.student, self.config.sparse, self.length.batch_size, self.patch, self.masked)
 
     def networks(self) -> tuple[SparKNetwork, ...]:
         """Every network that reconstructs images."""
@@ -220,6 +189,19 @@ class SparK(Method):
     def _reconstruct(self, network: nn.Module, image: Tensor, mask: Tensor) -> Tensor:
         """Predicted cells (B, L, V), float32, in the normalised space."""
         return to_cells(network(image, mask, prod(self.grid) - self.masked).float(), self.cell)
+
+
+def refuse_tokens(method: str, backbone: Backbone) -> None:
+    """Refuse a transformer, in which there is nothing to convolve sparsely.
+
+    Raises:
+        ValueError: names the methods that go with it.
+    """
+    if isinstance(backbone, TokenBackbone):
+        raise ValueError(
+            f"{method} needs a convolutional network (plans, ResEncM, ResEncL, ResEncXL, STUNet_*, or your own). With "
+            "a transformer use -m MAE (Primus), SimMIM, ModelsGenesis or VolumeFusion."
+        )
 
 
 def _decoder_norm(config: SparKConfig, setup: MethodSetup) -> Norm:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_pretrain.functional.geometry import Triple, grid_of
 from ssl_pretrain.functional.masking import random_mask
 from ssl_pretrain.methods.light_decoder import Norm
-from ssl_pretrain.methods.spark_network import SparKNetwork
+from ssl_pretrain.methods.masked_network import MaskedNetwork
 from ssl_pretrain.networks.backends import Backend, Choice, PackedConvolution, fastest, rule_of_thumb
 from ssl_pretrain.networks.masked import SparseMap, encode_masked, whole
 from ssl_pretrain.sparse.spconv_conv import has_spconv, require_spconv
@@ -28,7 +28,7 @@ Context = Callable[[], AbstractContextManager[object]]
 
 
 def choose_backend(
-    network: SparKNetwork, backend: Backend, image: Tensor, masked: int, context: Context = nullcontext
+    network: MaskedNetwork, backend: Backend, image: Tensor, masked: int, context: Context = nullcontext
 ) -> Choice:
     """Which stages compute visible cells only, and by which convolution.
 
@@ -56,7 +56,7 @@ def choose_backend(
     return fastest(lambda choice: _time_if_it_fits(network, choice, image, masked, context), choices)
 
 
-def expected_packed_stages(network: SparKNetwork, backend: Backend, image: Tensor, masked: int) -> int:
+def expected_packed_stages(network: MaskedNetwork, backend: Backend, image: Tensor, masked: int) -> int:
     """How many stages compute visible cells only on a CPU; elsewhere a good guess before anything is timed.
 
     Args:
@@ -81,7 +81,7 @@ def candidates(backend: Backend, packable: int, device: torch.device) -> list[Ch
     return [Choice(0), *(Choice(n, c) for c in convolutions for n in range(1, packable + 1))]
 
 
-def use_backend(network: SparKNetwork, choice: Choice) -> None:
+def use_backend(network: MaskedNetwork, choice: Choice) -> None:
     """Let a network compute its encoder so."""
     network.packed_stages = choice.packed_stages
     network.mask.packed_conv = choice.convolution
@@ -98,7 +98,7 @@ def memory_format_of(wanted: MemoryFormat, norm: Norm) -> torch.memory_format:
     return torch.channels_last_3d if wanted == "channels_last_3d" else torch.contiguous_format
 
 
-def _time_if_it_fits(network: SparKNetwork, choice: Choice, image: Tensor, masked: int, context: Context) -> float:
+def _time_if_it_fits(network: MaskedNetwork, choice: Choice, image: Tensor, masked: int, context: Context) -> float:
     try:
         return time_encoder(network, choice, image, masked, context)
     except torch.OutOfMemoryError:
@@ -107,7 +107,7 @@ def _time_if_it_fits(network: SparKNetwork, choice: Choice, image: Tensor, maske
 
 
 def time_encoder(
-    network: SparKNetwork, choice: Choice, image: Tensor, masked: int, context: Context = nullcontext
+    network: MaskedNetwork, choice: Choice, image: Tensor, masked: int, context: Context = nullcontext
 ) -> float:
     """Seconds of a forward and backward pass of the encoder, median after one for warm-up.
 
@@ -135,7 +135,7 @@ def time_encoder(
     return median(seconds[1:])
 
 
-def _encode(network: SparKNetwork, image: Tensor) -> list[SparseMap]:
+def _encode(network: MaskedNetwork, image: Tensor) -> list[SparseMap]:
     return encode_masked(network.encoder, image, network.mask, network.packed_stages, network.checkpointing)
 
 

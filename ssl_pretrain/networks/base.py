@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.networks.decoding import PARTS, Decoding, decoding_of, head_like
 
 
 class FeatureMap(NamedTuple):
@@ -96,14 +97,73 @@ class Backbone(nn.Module):
         return cast("Tensor", decoder(maps))
 
     @property
+    def has_decoder(self) -> bool:
+        """Whether :meth:`decode_features`, :meth:`new_head` and :attr:`segmentation_head` work."""
+        return self._find_decoding() is not None
+
+    def decode_features(self, maps: Sequence[Tensor]) -> Tensor:
+        """What the network's own decoder makes of the feature maps, just before its segmentation head.
+
+        Args:
+            maps: of :meth:`encode`, fine to coarse; not changed.
+
+        Returns:
+            (B, F, D, H, W) of the finest level, which need not have the resolution of the image.
+
+        Raises:
+            ValueError: the network has no decoder of its own.
+        """
+        return self._decoding().decode_features(maps)
+
+    def dense(self, x: Tensor) -> Tensor:
+        """Image (B, C, D, H, W) -> the decoder's features: all of the network but its segmentation head."""
+        return self.decode_features(self.encode(x))
+
+    def new_head(self, channels: int) -> nn.Module:
+        """A fresh module from the decoder's features to (B, ``channels``, D, H, W) at the resolution of the image.
+
+        Raises:
+            ValueError: the network has no decoder of its own.
+        """
+        return head_like(self.segmentation_head, channels)
+
+    @property
+    def segmentation_head(self) -> nn.Module:
+        """The network's own head of the finest level; raises ValueError where it has no decoder."""
+        return self._decoding().segmentation_head
+
+    @property
     def encoder_keys(self) -> tuple[str, ...]:
         """Names in ``network.state_dict()`` of all tensors of the encoder, every alias included."""
-        ids = {id(t) for t in (*self.encoder.parameters(), *self.encoder.buffers())}
+        return self._names_of([self.encoder])
+
+    @property
+    def decoder_keys(self) -> tuple[str, ...]:
+        """Names in ``network.state_dict()`` of all tensors of the decoder but its heads; none without a decoder."""
+        return self._names_of(self._decoding().decoder_modules) if self.has_decoder else ()
+
+    def _names_of(self, modules: Sequence[nn.Module]) -> tuple[str, ...]:
+        ids = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
         named = (
             *self.network.named_parameters(remove_duplicate=False),
             *self.network.named_buffers(remove_duplicate=False),
         )
-        return tuple(name for name, tensor in named if id(tensor) in ids)
+        # A buffer that is not saved (a table that the constructor computes) is no key.
+        saved = self.network.state_dict().keys()
+        return tuple(name for name, tensor in named if id(tensor) in ids and name in saved)
+
+    def _find_decoding(self) -> Decoding | None:
+        return decoding_of(self.network)
+
+    def _decoding(self) -> Decoding:
+        decoding = self._find_decoding()
+        if decoding is None:
+            raise ValueError(
+                f"{type(self.network).__name__} has no decoder to pretrain. Use a method that trains the encoder alone "
+                f"(SparK, AnatoMask), a network of -network's list, or give your own {', '.join(PARTS)} "
+                "(ssl_pretrain.networks.decoding.Decoding)."
+            )
+        return decoding
 
     def truncated(self, stages: int | None) -> tuple[nn.Module, tuple[FeatureMap, ...]]:
         """The encoder and its maps up to a number of stages.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -186,16 +186,42 @@ class STUNet(nn.Module):
         Returns:
             ``(B, num_classes, D, H, W)``, or with deep supervision a list of ``n_stages - 1`` of them, fine to coarse.
         """
-        x = maps[-1]
-        outputs: list[Tensor] = []
-        finest = len(self.upsample_layers) - 1
-        for level, (upsample, stage, head) in enumerate(
-            zip(self.upsample_layers, self.conv_blocks_localization, self.seg_outputs, strict=True)
+        levels = self._levels(maps)
+        if not self.decoder.deep_supervision:
+            return cast("Tensor", self.segmentation_head(levels[-1]))
+        return [head(level) for head, level in zip(self.seg_outputs, levels, strict=True)][::-1]
+
+    def decode_features(self, maps: Sequence[Tensor]) -> Tensor:
+        """Turn the feature maps of :meth:`encode` into what the finest segmentation head gets.
+
+        Args:
+            maps: one map per stage, fine to coarse; not changed.
+
+        Returns:
+            ``(B, features_per_stage[0], D, H, W)``.
+        """
+        return self._levels(maps)[-1]
+
+    @property
+    def decoder_modules(self) -> Sequence[nn.Module]:
+        """The decoder without its segmentation heads."""
+        return [self.upsample_layers, self.conv_blocks_localization]
+
+    @property
+    def segmentation_head(self) -> nn.Module:
+        """The head of the finest level."""
+        return self.seg_outputs[-1]
+
+    def _levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the features of every level of the decoder, coarse to fine."""
+        *skips, x = maps
+        levels = []
+        for upsample, stage, skip in zip(
+            self.upsample_layers, self.conv_blocks_localization, reversed(skips), strict=True
         ):
-            x = stage(torch.cat((upsample(x), maps[finest - level]), dim=1))
-            if self.decoder.deep_supervision or level == finest:
-                outputs.append(head(x))
-        return outputs[::-1] if self.decoder.deep_supervision else outputs[0]
+            x = stage(torch.cat((upsample(x), skip), dim=1))
+            levels.append(x)
+        return levels
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Segment the image ``(B, C, D, H, W)``: see :meth:`decode` for what comes out."""

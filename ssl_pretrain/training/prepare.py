@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ssl_pretrain.config import PretrainConfig
 from ssl_pretrain.data.cases import MaskKind
@@ -35,6 +37,7 @@ class Run:
         method: the LightningModule.
         data: the LightningDataModule.
         folder: where results go.
+        untrained: decoder as it was before training, by key, where it is to be exported so.
     """
 
     config: PretrainConfig
@@ -44,6 +47,7 @@ class Run:
     method: Method
     data: CropData
     folder: Path
+    untrained: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def patch(self) -> Triple:
@@ -82,14 +86,17 @@ def prepare(config: PretrainConfig, *, resume: bool = False) -> Run:
         balance=config.balance,
         masks=_masks(config),
     )
+    method = _method(config, plan, resume)
+    _check_cases(method, cases)
     return Run(
         config,
         files,
         plan,
         cases,
-        _method(config, plan, resume),
-        _data(config, cases),
+        method,
+        _data(config, cases, method.crops_per_sample),
         output_folder(config, files, plan),
+        _untrained(config, method),
     )
 
 
@@ -171,23 +178,46 @@ def _method(config: PretrainConfig, plan: Plan, resume: bool) -> Method:
         input_channels=plan.input_channels,
         num_classes=plan.num_classes,
         patch=patch,
+        settings=config.network_settings,
     )
     check_patch(patch, backbone.feature_maps[-1].stride)
-    if config.pretrained_weights is not None and not resume:
+    # A checkpoint has them. The decoder that is exported untrained is not in it.
+    if config.pretrained_weights is not None and (not resume or config.export == "encoder"):
         load_pretrained(backbone.network, config.pretrained_weights)
     length = RunLength(config.epochs, config.iters, config.batch_size or plan.batch_size)
     setup = MethodSetup(backbone=backbone, patch=patch, length=length, seed=config.seed)
     return build_method(config.method, config.task, setup)
 
 
-def _data(config: PretrainConfig, cases: Selection) -> CropData:
+def _untrained(config: PretrainConfig, method: Method) -> dict[str, Tensor]:
+    """What ``-export encoder`` gives in place of a trained decoder: that which the run began with."""
+    if config.export == "all":
+        return {}
+    weights = method.backbone.network.state_dict()
+    return {key: weights[key].detach().clone() for key in method.backbone.decoder_keys}
+
+
+def _check_cases(method: Method, cases: Selection) -> None:
+    """Refuse too few cases for the pretext task.
+
+    Raises:
+        ValueError: names the numbers.
+    """
+    if len(cases.train) < method.fewest_cases:
+        raise ValueError(
+            f"{type(method).__name__} needs crops of at least {method.fewest_cases} different cases to train on, there "
+            f"{'is' if len(cases.train) == 1 else 'are'} {len(cases.train)}. Add cases, or choose another method (-m)."
+        )
+
+
+def _data(config: PretrainConfig, cases: Selection, crops_per_sample: int) -> CropData:
     assert config.patch_size and config.batch_size and config.num_workers is not None
     return CropData(
         cases.train,
         cases.validation,
         config.patch_size,
         config.crops,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size * crops_per_sample,
         iterations=config.iters,
         val_iterations=config.val_iters,
         seed=config.seed,

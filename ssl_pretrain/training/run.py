@@ -151,7 +151,7 @@ def build_trainer(config: PretrainConfig, run: Run, callbacks: list[Any]) -> Tra
         strategy="ddp" if config.num_gpus * config.num_nodes > 1 else "auto",
         precision=lightning_precision(config),  # type: ignore[arg-type]
         max_epochs=config.epochs,
-        gradient_clip_val=config.task.clip,
+        gradient_clip_val=run.method.recipe.clip,
         accumulate_grad_batches=config.task.accumulate,
         callbacks=callbacks,
         logger=TensorBoardLogger(run.folder, name="tensorboard", version=""),
@@ -189,12 +189,13 @@ def export(run: Run, epoch: int) -> dict[str, Any]:
         epoch=epoch,
         seed=run.config.seed,
     )
-    return build_checkpoint(run.method.backbone, {id(t) for t in (*learned, *trained.buffers())}, provenance)
+    pretrained = {id(t) for t in (*learned, *trained.buffers())}
+    return build_checkpoint(run.method.backbone, pretrained, provenance, run.untrained)
 
 
 def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
-    """The command that fine-tunes with nnU-Net's own trainer, or for a user's own network what to do instead."""
-    fold = run.config.fold
+    """The command that fine-tunes with nnU-Net's own trainer; where it needs more than that, what to do instead."""
+    fold, configuration = run.config.fold, run.plan.configuration
     number = dataset_number(run.files.name)
     if ":" in run.config.network:
         return (
@@ -206,7 +207,18 @@ def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
     # The command has to work from any folder, and a path may have spaces; Windows takes double quotes only.
     path = str(checkpoint.absolute())
     file = subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(path)
-    return f"nnUNetv2_train {number} {run.plan.configuration} {fold}{plans} -pretrained_weights {file}{device}"
+    weights = f"-pretrained_weights {file}{device}"
+    if run.files.has_labelled:
+        return f"nnUNetv2_train {number} {configuration} {fold}{plans} {weights}"
+    taken = f"{plans_name}_from{number}"
+    return "\n    ".join(
+        (
+            f"# {run.files.name} has no labels. TARGET is the number of the dataset that has; it takes these plans:",
+            f"nnUNetv2_move_plans_between_datasets -s {number} -t TARGET -sp {plans_name} -tp {taken}",
+            f"nnUNetv2_preprocess -d TARGET -plans_name {taken} -c {configuration}",
+            f"nnUNetv2_train TARGET {configuration} 0 -p {taken} {weights}",
+        )
+    )
 
 
 def log_start(run: Run, checkpoint: Path | None) -> None:
@@ -225,7 +237,15 @@ def log_start(run: Run, checkpoint: Path | None) -> None:
     )
     for line in run.method.describe().splitlines():
         log.info("%s", line)
-    log.info("warm-up: %.3g of %d epochs", config.task.warmup(config.epochs), config.epochs)
+    recipe = run.method.recipe
+    log.info(
+        "%s, %s, peak learning rate %g, weight decay %g",
+        recipe.optimizer,
+        recipe.schedule,
+        recipe.lr,
+        recipe.weight_decay,
+    )
+    log.info("warm-up: %.3g of %d epochs", recipe.warmup_epochs, config.epochs)
     log.info("%s %s", "continuing from" if checkpoint else "results go to", checkpoint or run.folder)
 
 

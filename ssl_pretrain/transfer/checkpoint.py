@@ -52,20 +52,24 @@ class Provenance:
     seed: int
 
 
-def build_checkpoint(backbone: Backbone, pretrained: set[int], provenance: Provenance) -> dict[str, Any]:
+def build_checkpoint(
+    backbone: Backbone, pretrained: set[int], provenance: Provenance, replaced: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
     """Everything ``checkpoint_final.pth`` holds; plain containers and tensors, so ``weights_only=True`` opens it.
 
     Args:
         backbone: the network; its ``state_dict`` is exported under its own keys, complete.
         pretrained: ``id`` of the parameters and buffers that the pretext task trained.
         provenance: where the weights come from.
+        replaced: tensors to export instead of the network's own, by key; they count as fresh.
     """
     network = backbone.network
     named = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
-    trained = {name for name, tensor in named if id(tensor) in pretrained}
-    weights = {key: value.detach().cpu() for key, value in network.state_dict().items()}
+    trained = {name for name, tensor in named if id(tensor) in pretrained} - set(replaced or ())
+    source = {**network.state_dict(), **(replaced or {})}
+    weights = {key: value.detach().cpu() for key, value in source.items()}
     return {
-        "network_weights": _with_shared_storage(weights, network.state_dict()),
+        "network_weights": _with_shared_storage(weights, source),
         "nnssl_adaptation_plan": adaptation_plan(backbone, provenance),
         "pretraining": {
             "format": 1,

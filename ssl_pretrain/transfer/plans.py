@@ -1,13 +1,16 @@
-"""Plans files that name STU-Net as the network, so that stock nnU-Net trains it with ``-p``."""
+"""Plans files that name another network, so that nnU-Net builds it with ``-p``."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.files import write_json
+from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.stunet import STUNet, stunet_kwargs
 
 STUNET_PATH = f"{STUNet.__module__}.{STUNet.__qualname__}"
@@ -17,8 +20,11 @@ PREPROCESSING = ("data_identifier", "spacing", "preprocessor_name", "normalizati
 """Entries of a configuration that say which preprocessed files it reads and how they were made."""
 
 
-def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
-    """Write ``<PLANS>_STUNet_<size>.json`` beside a plans file: the same plans with STU-Net as the network.
+def write_network_plans(plans_file: Path, configuration: str, network: str, backbone: Backbone, patch: Triple) -> Path:
+    """Write ``<PLANS>_<network>.json`` beside a plans file: the same plans with the network that was pretrained.
+
+    The patch size of the plans stays where the network can work on it. It becomes that of pretraining where the network
+    has an embedding of positions, which is made for one patch size, or where its strides do not divide the planned one.
 
     Preprocessed data are shared with the original plans. A file that is there already gets this configuration added; a
     configuration that it already describes with this network stays as it is, edits included.
@@ -26,10 +32,43 @@ def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
     Args:
         plans_file: a plans file of nnU-Net, in the folder of the preprocessed dataset.
         configuration: a 3-D configuration of these plans, such as ``3d_fullres``; only its own entry is changed.
-        size: ``small``, ``base``, ``large`` or ``huge``.
+        network: what ``-network`` calls it; becomes part of the file's name.
+        backbone: the network.
+        patch: voxels of the patch that it was pretrained with.
 
     Returns:
         The file; its stem is what ``-p`` of nnU-Net's commands takes.
+
+    Raises:
+        FileNotFoundError: no such plans file.
+        ValueError: unknown configuration, not 3-D, not JSON, or an existing file that contradicts.
+        OSError: the file cannot be written; what was there is intact.
+    """
+    plans_file = Path(plans_file)
+    plans = _read(plans_file)
+    resolved = _resolve(plans, configuration, plans_file)
+    _check_volume(resolved, configuration, plans_file, network)
+    entry: dict[str, Any] = {
+        "architecture": {
+            "network_class_name": backbone.architecture,
+            "arch_kwargs": backbone.architecture_kwargs or {},
+            "_kw_requires_import": list(backbone.architecture_imports),
+        }
+    }
+    stride = backbone.feature_maps[-1].stride
+    fits = all(int(n) % s == 0 for n, s in zip(resolved["patch_size"], stride, strict=True))
+    if backbone.position_keys or not fits:
+        entry["patch_size"] = list(patch)
+    return _write(plans_file, plans, configuration, network, entry)
+
+
+def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
+    """:func:`write_network_plans` for an STU-Net that is not built, with the strides of the plans.
+
+    Args:
+        plans_file: a plans file of nnU-Net, in the folder of the preprocessed dataset.
+        configuration: a 3-D configuration of these plans.
+        size: ``small``, ``base``, ``large`` or ``huge``.
 
     Raises:
         FileNotFoundError: no such plans file.
@@ -44,7 +83,14 @@ def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
         "arch_kwargs": stunet_kwargs(size, _strides(resolved, configuration, plans_file)),
         "_kw_requires_import": [],
     }
-    target = plans_file.with_name(f"{plans_file.stem}_STUNet_{size}{plans_file.suffix}")
+    return _write(plans_file, plans, configuration, f"STUNet_{size}", {"architecture": architecture})
+
+
+def _write(plans_file: Path, plans: dict[str, Any], configuration: str, network: str, entry: Mapping[str, Any]) -> Path:
+    """Write the plans with ``entry`` in a configuration, or leave the file that says so already."""
+    resolved = _resolve(plans, configuration, plans_file)
+    architecture = json.loads(json.dumps(entry["architecture"]))
+    target = plans_file.with_name(f"{plans_file.stem}_{network}{plans_file.suffix}")
     written = _read(target) if target.exists() else copy.deepcopy(plans)
     if target.exists():
         if configuration not in written["configurations"]:
@@ -56,10 +102,10 @@ def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
         if present.get("architecture") != resolved.get("architecture"):
             raise ValueError(
                 f"{target} already describes another network for {configuration}: {present.get('architecture')}. "
-                f"STU-Net {size} of these plans would be {architecture}. Rename or delete that file."
+                f"{network} of these plans would be {architecture}. Rename or delete that file."
             )
     written["plans_name"] = target.stem
-    written["configurations"][configuration]["architecture"] = architecture
+    written["configurations"][configuration].update(entry)
     write_json(written, target)
     return target
 
@@ -105,12 +151,16 @@ def _strides(resolved: dict[str, Any], configuration: str, file: Path) -> list[l
             f"Configuration {configuration!r} of {file} names no strides, so no STU-Net can be planned from it. "
             "Use plans of a U-Net (nnUNetPlans, nnUNetResEncUNetMPlans, …)."
         )
+    _check_volume(resolved, configuration, file, "STU-Net")
+    return [list(stride) for stride in strides]
+
+
+def _check_volume(resolved: dict[str, Any], configuration: str, file: Path, network: str) -> None:
     if len(resolved.get("patch_size", [])) != 3:
         raise ValueError(
             f"Configuration {configuration!r} of {file} is not 3-D (patch size {resolved.get('patch_size')}); "
-            "STU-Net is. Choose a 3-D configuration such as 3d_fullres."
+            f"{network} is. Choose a 3-D configuration such as 3d_fullres."
         )
-    return [list(stride) for stride in strides]
 
 
 def _check_agreement(

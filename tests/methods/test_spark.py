@@ -113,7 +113,7 @@ def test_only_weights_are_decayed():
 
 def test_a_warm_up_that_was_asked_for_is_not_shortened():
     made = build_method("SparK", SparKConfig(warmup_epochs=8), setup(epochs=10))
-    assert made.config.warmup(10) == 8
+    assert made.recipe.warmup_epochs == 8
 
 
 def test_one_backbone_serves_one_method():

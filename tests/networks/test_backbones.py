@@ -72,7 +72,9 @@ def test_the_first_stages_alone_are_a_view_of_the_same_modules():
 def test_an_unknown_network_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"Unknown network 'UNETR'\. Choose from plans, STUNet_small"):
         build_backbone("UNETR", architecture=architecture(), input_channels=1, num_classes=2, patch=(16, 16, 16))
-    assert set(NETWORKS) == {"plans", "STUNet_small", "STUNet_base", "STUNet_large", "STUNet_huge"}
+    families = {"STUNet_": ("small", "base", "large", "huge"), "ResEnc": ("M", "L", "XL"), "Primus": tuple("SBML")}
+    names = {f"{family}{size}" for family, sizes in families.items() for size in sizes}
+    assert set(NETWORKS) == {"plans", "ViT_B16", *names}
 
 
 def test_a_network_without_staged_encoder_is_refused_with_the_way_out():

@@ -1,4 +1,4 @@
-"""Plans files that name STU-Net, read back by nnU-Net itself."""
+"""Plans files that name another network, read back by nnU-Net itself."""
 
 import copy
 import json
@@ -7,8 +7,9 @@ import pytest
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from ssl_pretrain.networks import build_backbone
 from ssl_pretrain.networks.stunet import STUNet
-from ssl_pretrain.transfer.plans import write_stunet_plans
+from ssl_pretrain.transfer.plans import write_network_plans, write_stunet_plans
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
 
@@ -177,6 +178,84 @@ def test_broken_plans_are_refused(plans_file):
     plans_file.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match="no 'configurations'"):
         write_stunet_plans(plans_file, "3d_fullres", "base")
+
+
+def made(network, settings=None, patch=(32, 32, 32)):
+    arch = {"arch_kwargs": {"strides": STRIDES, "kernel_sizes": [[3, 3, 3]] * 4}}
+    return build_backbone(
+        network, architecture=arch, input_channels=1, num_classes=3, patch=patch, settings=settings or {}
+    )
+
+
+def test_an_stunet_that_was_built_gets_the_plans_of_one_that_was_not(plans_file):
+    expected = write_stunet_plans(plans_file, "3d_fullres", "small")
+    before = expected.read_bytes()
+    expected.unlink()
+    written = write_network_plans(plans_file, "3d_fullres", "STUNet_small", made("STUNet_small"), (16, 16, 16))
+    assert written == expected
+    assert written.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("network", "planned", "expected"),
+    [
+        ("ResEncM", [32, 32, 32], [32, 32, 32]),  # strides of these plans: their patch is as good as before
+        ("ResEncL", [32, 64, 96], [32, 64, 96]),
+        ("ResEncL", [40, 56, 40], [64, 64, 32]),  # not divisible by 32
+        ("PrimusM", [32, 32, 32], [64, 64, 32]),  # divisible, but positions are learned for one patch size
+    ],
+)
+def test_the_patch_of_pretraining_is_taken_over_where_the_network_needs_it(plans_file, network, planned, expected):
+    edit(plans_file, lambda configurations: configurations["3d_fullres"].update(patch_size=planned))
+    settings = {"width": 12, "depth": 1, **({"heads": 2} if network == "PrimusM" else {})}
+    backbone = made(network, settings, (64, 64, 32))
+    written = write_network_plans(plans_file, "3d_fullres", network, backbone, (64, 64, 32))
+    assert written.name == f"nnUNetPlans_{network}.json"
+    entry = read(written)["configurations"]["3d_fullres"]
+    assert entry["patch_size"] == expected
+    assert entry["batch_size"] == 2
+    assert entry["architecture"]["network_class_name"] == backbone.architecture
+    assert read(plans_file)["configurations"]["3d_fullres"]["patch_size"] == planned
+    again = write_network_plans(plans_file, "3d_fullres", network, backbone, (64, 64, 32))
+    assert read(again)["configurations"]["3d_fullres"] == entry
+
+
+@pytest.mark.parametrize("network", ["ResEncM", "ResEncL"])
+def test_stock_nnunet_builds_the_pretrained_resenc_from_it(plans_file, network):
+    backbone = made(network, {"width": 4, "widest": 8, "depth": 1})
+    manager = PlansManager(str(write_network_plans(plans_file, "3d_fullres", network, backbone, (32, 32, 32))))
+    planned = manager.get_configuration("3d_fullres")
+    theirs = get_network_from_plans(
+        planned.network_arch_class_name,
+        planned.network_arch_init_kwargs,
+        planned.network_arch_init_kwargs_req_import,
+        1,
+        3,
+        deep_supervision=True,
+    )
+    theirs.load_state_dict(backbone.network.state_dict())
+    assert planned.pool_op_kernel_sizes == backbone.architecture_kwargs["strides"]
+
+
+def test_a_published_primus_is_named_and_another_is_described(plans_file):
+    kwargs = {"embed_dim": 12, "eva_depth": 1, "eva_numheads": 2}
+    small = made("PrimusM", {"width": 12, "depth": 1, "heads": 2})
+    written = write_network_plans(plans_file, "3d_fullres", "PrimusM", small, (32, 32, 32))
+    assert read(written)["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] == kwargs
+    small.architecture, small.architecture_kwargs = small.architecture + "M", None
+    with pytest.raises(ValueError, match=r"already describes another network for 3d_fullres.*PrimusM of these plans"):
+        write_network_plans(plans_file, "3d_fullres", "PrimusM", small, (32, 32, 32))
+    written.unlink()
+    write_network_plans(plans_file, "3d_fullres", "PrimusM", small, (32, 32, 32))
+    architecture = read(written)["configurations"]["3d_fullres"]["architecture"]
+    assert architecture["network_class_name"] == "dynamic_network_architectures.architectures.primus.PrimusM"
+    assert architecture["arch_kwargs"] == {}
+
+
+def test_no_plans_are_written_for_a_configuration_that_is_not_3d(plans_file):
+    with pytest.raises(ValueError, match=r"is not 3-D \(patch size \[32, 32\]\); ResEncL is\."):
+        write_network_plans(plans_file, "2d", "ResEncL", made("ResEncL", {"width": 4, "depth": 1}), (32, 32, 32))
+    assert [file.name for file in plans_file.parent.iterdir()] == [plans_file.name]
 
 
 def test_missing_plans_name_the_command(tmp_path):

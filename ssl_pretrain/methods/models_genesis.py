@@ -1,0 +1,85 @@
+"""Models Genesis: a network restores an image from its corrupted copy (Zhou et al. 2021, arXiv 2004.07882)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ssl_pretrain.functional.genesis import GenesisConfig, apply_flips, corrupt, draw_flips
+from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output
+from ssl_pretrain.methods.dense import DenseNetwork
+from ssl_pretrain.methods.recipe import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsGenesisConfig(OptimizerConfig, GenesisConfig):
+    """Settings of Models Genesis: those of the optimiser, those of the corruptions, and
+
+    Attributes:
+        drop_path: rate in the blocks of a transformer while it is pretrained.
+    """
+
+    drop_path: float = 0.2
+
+    def __post_init__(self) -> None:
+        OptimizerConfig.__post_init__(self)
+        GenesisConfig.__post_init__(self)
+
+
+class ModelsGenesis(Method):
+    """Restoration of shuffled, recoloured and painted crops; for every network with a decoder."""
+
+    Config: ClassVar[type[ModelsGenesisConfig]] = ModelsGenesisConfig
+    config: ModelsGenesisConfig
+    citations: ClassVar[tuple[str, ...]] = (
+        "Zhou, Z. et al. Models Genesis. Medical Image Analysis 67, 101840 (2021), arXiv:2004.07882.",
+    )
+
+    def __init__(self, config: ModelsGenesisConfig, setup: MethodSetup) -> None:
+        super().__init__(config, setup)
+        self.network = DenseNetwork(setup.backbone, setup.backbone.input_channels, config.drop_path)
+
+    @property
+    def trained(self) -> nn.Module:
+        """Encoder, decoder and head."""
+        return self.network
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Output:
+        """Mean squared error of all voxels that count."""
+        image = batch["image"]
+        flips = draw_flips(len(image), generator, self.config)
+        target = apply_flips(image, flips)
+        squares = (self.network(corrupt(target, generator, self.config)).float() - target).square()
+        if "ignored" not in batch:
+            return Output(squares.mean(), {})
+        counted = (~apply_flips(batch["ignored"], flips)).to(squares.dtype).expand_as(squares)
+        return Output((squares * counted).sum() / counted.sum().clamp_min(1), {})
+
+    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
+        """Input, corrupted input and restoration of the batch's first crop."""
+        image = batch["image"][:1]
+        corrupted = corrupt(image, generator, self.config)
+        return whole_crop(image, corrupted, self.network(corrupted).float())
+
+    def describe(self) -> str:
+        """Probabilities of the corruptions as text."""
+        config = self.config
+        return (
+            f"corruption: shuffling {config.shuffle_p:.0%}, intensities {config.intensity_p:.0%}, "
+            f"painting {config.paint_p:.0%} of the crops"
+        )
+
+
+def whole_crop(image: Tensor, shown: Tensor, made: Tensor) -> dict[str, Any]:
+    """Arguments of a picture in which nothing is masked: the whole crop is one cell that is reconstructed."""
+    arrays = {"image": image, "masked_input": shown, "reconstruction": made}
+    cell = tuple(image.shape[2:])
+    return {
+        **{name: array[0].detach().cpu() for name, array in arrays.items()},
+        "mask": torch.ones(1, 1, 1, dtype=torch.bool),
+        "cell": cell,
+    }

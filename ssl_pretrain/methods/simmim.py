@@ -1,0 +1,143 @@
+"""SimMIM: masked tokens are replaced and predicted (Xie et al. 2022, arXiv 2111.09886), in 3-D.
+
+The projection of a masked cell is replaced by a mask token *before* positions are added, so that the network knows
+which cell it is to predict; all tokens run through the encoder, and a light head gives the voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ssl_pretrain.functional.losses import absolute_errors, masked_mean, squared_errors
+from ssl_pretrain.functional.masking import count_masked, random_mask
+from ssl_pretrain.functional.patches import from_cells, to_cells
+from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output
+from ssl_pretrain.methods.dense import train_only_used
+from ssl_pretrain.methods.mae import TOKEN_STD, hide
+from ssl_pretrain.methods.recipe import OptimizerConfig
+from ssl_pretrain.networks.primus import PrimusBackbone
+from ssl_pretrain.networks.tokens import TokenBackbone
+
+PRIMUS = {"mask_ratio": 0.75, "error": "mse"}
+VIT = {"mask_ratio": 0.7, "error": "l1"}
+"""Published: OpenMind's with Primus, SimMIM3D's with a ViT of 16³ tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimMIMConfig(OptimizerConfig):
+    """Settings of SimMIM.
+
+    Attributes:
+        mask_ratio: share of the tokens that is masked; None for 0.75 with Primus and 0.7 with ViT.
+        error: ``mse`` or ``l1``; ``auto`` is mse with Primus and l1 with ViT.
+        drop_path: rate in the blocks of the transformer while it is pretrained.
+    """
+
+    mask_ratio: float | None = None
+    error: Literal["auto", "mse", "l1"] = "auto"
+    drop_path: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask_ratio is not None and not 0.0 < self.mask_ratio < 1.0:
+            raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {self.mask_ratio}.")
+
+
+class SimMIM(Method):
+    """Masked image modelling with a mask token; for transformers."""
+
+    Config: ClassVar[type[SimMIMConfig]] = SimMIMConfig
+    config: SimMIMConfig
+    citations: ClassVar[tuple[str, ...]] = (
+        "Xie, Z. et al. SimMIM: A Simple Framework for Masked Image Modeling. CVPR 2022, arXiv:2111.09886.",
+    )
+
+    def __init__(self, config: SimMIMConfig, setup: MethodSetup) -> None:
+        super().__init__(config, setup)
+        backbone = setup.backbone
+        if not isinstance(backbone, TokenBackbone):
+            raise ValueError(
+                "SimMIM replaces tokens, so it needs a transformer: use -network PrimusS, PrimusB, PrimusM, PrimusL or "
+                "ViT_B16, or -m MAE, S3D, SparK or AnatoMask with this network."
+            )
+        published = PRIMUS if isinstance(backbone, PrimusBackbone) else VIT
+        self.cell, self.grid = backbone.token, backbone.token_grid
+        ratio = config.mask_ratio if config.mask_ratio is not None else cast("float", published["mask_ratio"])
+        self.error = published["error"] if config.error == "auto" else config.error
+        self.masked = count_masked(prod(self.grid), ratio)
+        self.network = SimMIMNetwork(backbone, config.drop_path)
+
+    @property
+    def trained(self) -> nn.Module:
+        """Encoder, mask token and head."""
+        return self.network
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Output:
+        """Error of the masked voxels that count."""
+        image = batch["image"]
+        mask = random_mask(len(image), self.grid, self.masked, generator)
+        ignored = batch.get("ignored")
+        counted = None if ignored is None else to_cells((~ignored).float().expand_as(image), self.cell)
+        errors_of = absolute_errors if self.error == "l1" else squared_errors
+        errors = errors_of(self.network(image, mask).float(), to_cells(image, self.cell), counted)
+        log = {"masked_fraction": self.masked / prod(self.grid)}
+        return Output(masked_mean(errors, mask.flatten(1), counted), log)
+
+    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
+        """Input, masked input and reconstruction of the batch's first crop."""
+        image = batch["image"][:1]
+        mask = random_mask(1, self.grid, self.masked, generator)
+        arrays = {
+            "image": image,
+            "masked_input": hide(image, mask[:, None]),
+            "reconstruction": from_cells(self.network(image, mask).float(), self.cell, self.grid),
+            "mask": mask,
+        }
+        return {**{name: array[0].detach().cpu() for name, array in arrays.items()}, "cell": self.cell}
+
+    def describe(self) -> str:
+        """Token grid and masked tokens as text."""
+        cells = prod(self.grid)
+        share = self.masked / cells
+        return f"mask: tokens of {self.cell} voxels, grid {self.grid}, {self.masked} of {cells} masked ({share:.1%})"
+
+
+class SimMIMNetwork(nn.Module):
+    """A transformer with a mask token and a light head.
+
+    The head of a Primus is its own decoder, three transposed convolutions; that of a ViT one linear layer per token.
+
+    Args:
+        backbone: the transformer.
+        drop_path: of its blocks.
+    """
+
+    def __init__(self, backbone: TokenBackbone, drop_path: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mask_token = nn.Parameter(torch.empty(backbone.width))
+        nn.init.trunc_normal_(self.mask_token, std=TOKEN_STD)
+        self.own_decoder = isinstance(backbone, PrimusBackbone)
+        if self.own_decoder:
+            self.head = backbone.new_head(backbone.input_channels)
+        else:
+            self.head = nn.Linear(backbone.width, prod(backbone.token) * backbone.input_channels)
+        train_only_used(backbone, self.head, drop_path, decoder=self.own_decoder)
+
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Image (B, C, D, H, W) and mask (B, *grid), True where masked -> cells (B, L, V)."""
+        backbone = self.backbone
+        tokens = backbone.embed(image)
+        if mask is not None:
+            tokens = torch.where(mask.flatten(1).unsqueeze(2), self.mask_token.to(tokens.dtype), tokens)
+        features = backbone.encode_tokens(tokens)
+        if not self.own_decoder:
+            return cast("Tensor", self.head(features))
+        maps = [backbone.tokens_to_map(features)]
+        return to_cells(self.head(backbone.decode_features(maps)), backbone.token)

@@ -1,0 +1,93 @@
+"""VolumeFusion: two crops are fused box by box, and the network says how much of which (Wang et al. 2023, 2306.16925).
+
+The only method here whose pretext task is a segmentation, so that the decoder learns what it will be used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ssl_pretrain.functional.fusion import FusionConfig, fuse
+from ssl_pretrain.functional.segmentation_loss import segmentation_loss
+from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output
+from ssl_pretrain.methods.dense import DenseNetwork
+from ssl_pretrain.methods.models_genesis import whole_crop
+from ssl_pretrain.methods.recipe import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeFusionConfig(OptimizerConfig, FusionConfig):
+    """Settings of VolumeFusion: those of the optimiser, those of the fusion, and
+
+    Attributes:
+        drop_path: rate in the blocks of a transformer while it is pretrained.
+    """
+
+    drop_path: float = 0.2
+
+    def __post_init__(self) -> None:
+        OptimizerConfig.__post_init__(self)
+        FusionConfig.__post_init__(self)
+
+
+class VolumeFusion(Method):
+    """Segmentation of fused crops into classes of mixture; for every network with a decoder."""
+
+    Config: ClassVar[type[VolumeFusionConfig]] = VolumeFusionConfig
+    config: VolumeFusionConfig
+    crops_per_sample: ClassVar[int] = 2
+    fewest_cases: ClassVar[int] = 2
+    citations: ClassVar[tuple[str, ...]] = (
+        "Wang, G. et al. MIS-FM: 3D Medical Image Segmentation using Foundation Models Pretrained on a Large-Scale "
+        "Unannotated Dataset. 2023, arXiv:2306.16925.",
+    )
+
+    def __init__(self, config: VolumeFusionConfig, setup: MethodSetup) -> None:
+        super().__init__(config, setup)
+        self.network = DenseNetwork(setup.backbone, config.classes, config.drop_path)
+
+    @property
+    def trained(self) -> nn.Module:
+        """Encoder, decoder and head."""
+        return self.network
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Output:
+        """Cross-entropy and soft Dice over the classes of mixture."""
+        foreground, background = halves(batch["image"])
+        images, labels = fuse(foreground, background, generator, self.config)
+        counted = None
+        if "ignored" in batch:
+            first, second = halves(batch["ignored"])
+            counted = ~(first | second)
+        cross_entropy, dice = segmentation_loss(self.network(images), labels, counted)
+        return Output(cross_entropy + dice, {"cross_entropy": cross_entropy.detach(), "dice_loss": dice.detach()})
+
+    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
+        """Share of the foreground, fused crop and predicted share, all from 0 to 1, of the first pair of crops."""
+        foreground, background = halves(batch["image"])
+        images, labels = fuse(foreground[:1], background[:1], generator, self.config)
+        shares = torch.linspace(0, 1, self.config.classes, device=images.device)
+        truth = shares[labels][:, None]
+        predicted = torch.einsum("bkdhw,k->bdhw", self.network(images).float().softmax(1), shares)[:, None]
+        shown = images[:, :1] - images[:, :1].amin()
+        return whole_crop(truth, shown / shown.amax().clamp_min(1e-6), predicted)
+
+    def describe(self) -> str:
+        """Classes and boxes as text."""
+        config = self.config
+        return f"fusion: {config.classes} classes, {config.boxes_min} to {config.boxes_max} boxes in a crop"
+
+
+def halves(crops: Tensor) -> tuple[Tensor, Tensor]:
+    """Foregrounds and backgrounds: (2·B, …) -> two of (B, …); a single crop is both, in a picture.
+
+    The loader makes two crops per sample; they come in turn.
+    """
+    if len(crops) == 1:
+        return crops, crops.flip(2)
+    return crops[0::2][: len(crops) // 2], crops[1::2]

@@ -1,0 +1,87 @@
+"""Every method on every network, small: what the matrix of tests runs over. It grows with METHODS and NETWORKS."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from architectures import STRIDES, architecture
+
+from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, RunLength, build_method
+from ssl_pretrain.networks import NETWORKS, build_backbone
+
+SMALL: dict[str, dict[str, int]] = {
+    "ResEnc": {"width": 4, "widest": 16, "depth": 1},
+    "Primus": {"width": 36, "depth": 2, "heads": 2},
+    "ViT": {"width": 32, "depth": 4, "heads": 4},
+}
+"""Sizes by the beginning of a network's name; the others are small by their plans or as published."""
+
+CONVOLUTIONAL, TRANSFORMER = (16, 24, 32), (16, 32, 48)
+"""Patches, in voxels: multiples of the cells of each kind, and no cubes."""
+
+CHANNELS = 2
+
+
+def families() -> list[str]:
+    """One name for each way of building a network: sizes of one family differ in numbers only."""
+    found: dict[Any, str] = {}
+    for name, build in NETWORKS.items():
+        found.setdefault(build.func if isinstance(build, partial) else build, name)
+    return list(found.values())
+
+
+def patch_of(network: str) -> tuple[int, int, int]:
+    """The patch of a network in these tests."""
+    return TRANSFORMER if network.startswith(("Primus", "ViT")) else CONVOLUTIONAL
+
+
+def build(
+    method: str, network: str, *, channels: int = CHANNELS, strides: str = "anisotropic", **config: Any
+) -> Method:
+    """A method on a small network, with plans of anisotropic strides."""
+    torch.manual_seed(0)
+    patch = patch_of(network)
+    settings = next((size for start, size in SMALL.items() if network.startswith(start)), {})
+    backbone = build_backbone(
+        network,
+        architecture=architecture("plain", STRIDES[strides]),
+        input_channels=channels,
+        num_classes=3,
+        patch=patch,
+        settings=settings,
+    )
+    made = METHODS[method].Config(**config)
+    return build_method(method, made, MethodSetup(backbone=backbone, patch=patch, length=RunLength(10, 5, 2), seed=1))
+
+
+def batch_for(method: Method, size: int = 2, seed: int = 0) -> Batch:
+    """Smooth images with some noise, as many as a batch of this method has."""
+    count = size * method.crops_per_sample
+    generator = torch.Generator().manual_seed(seed)
+    channels = method.backbone.input_channels
+    coarse = torch.randn(count, channels, *(p // 4 for p in method.patch), generator=generator)
+    image = torch.nn.functional.interpolate(coarse, size=method.patch, mode="trilinear")
+    image = image + 0.1 * torch.randn(image.shape, generator=generator)
+    return {"image": image, "case": [str(i) for i in range(count)], "index": torch.arange(count)}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """The owner of a method's random choices."""
+    return torch.Generator().manual_seed(seed)
+
+
+def cells() -> list[tuple[str, str]]:
+    """The pairs that go together."""
+    return [(method, network) for method in METHODS for network in families() if goes_together(method, network)]
+
+
+def goes_together(method: str, network: str) -> bool:
+    """As the table of the README says; a test compares it with what the methods accept."""
+    if network.startswith(("Primus", "ViT")):
+        return method in TRANSFORMERS and not (method == "MAE" and network.startswith("ViT"))
+    return method != "SimMIM"
+
+
+TRANSFORMERS = ("MAE", "SimMIM", "ModelsGenesis", "VolumeFusion")
