@@ -39,7 +39,9 @@ setup(
         "tqdm>=4.57",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.90", "setuptools>=70.1"],
+        # MONAI, so that the tests of the ViT do not skip.
+        "test": ["pytest>=8", "hypothesis>=6.90", "setuptools>=70.1", "monai>=1.4"],
+        "monai": ["monai>=1.4"],
         "spconv": ["spconv-cu126>=2.3.8; platform_system == 'Linux' and platform_machine == 'x86_64'"],
         "dev": [
             "pytest>=8",

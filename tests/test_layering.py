@@ -208,9 +208,11 @@ from ssl_pretrain.networks import build_backbone
 strides = [[1, 1, 1], *[[2, 2, 2]] * 3]
 for name in METHODS:
     size = dict(input_channels=1, num_classes=3, patch=(16, 16, 16))
-    backbone = build_backbone("STUNet_small", architecture={{"arch_kwargs": {{"strides": strides}}}}, **size)
+    network, settings = ("PrimusS", dict(width=36, depth=1, heads=2)) if name == "SimMIM" else ("STUNet_small", {{}})
+    architecture = {{"arch_kwargs": {{"strides": strides}}}}
+    backbone = build_backbone(network, architecture=architecture, settings=settings, **size)
     method = build_method(name, METHODS[name].Config(), MethodSetup(backbone=backbone, patch=(16, 16, 16)))
-    batch = {{"image": torch.randn(2, 1, 16, 16, 16), "case": ["a", "b"], "index": torch.arange(2)}}
+    batch = {{"image": torch.randn(4, 1, 16, 16, 16), "case": [*"abcd"], "index": torch.arange(4)}}
     method(batch, method.generator_for(1)).loss.backward()
 print([name for name in {ABSENT!r} if sys.modules[name] is not None])
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -238,8 +239,17 @@ def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", expl
             raise
         print(f"\nError: {message_of(error)}", file=sys.stderr)
         return 1
-    print(f"\nFine-tune with:\n\n    {result.finetune_command}\n")
+    print(f"\nFine-tune with:\n\n{_where_trainers_are(result.finetune_command)}    {result.finetune_command}\n")
     return 0
+
+
+def _where_trainers_are(command: str) -> str:
+    """A line that lets nnU-Net find the trainer of a command, where it is one of ours."""
+    if " -tr " not in command:
+        return ""
+    from ssl_pretrain.transfer.extension import VARIABLE, extension_folder
+
+    return f"    export {VARIABLE}={shlex.quote(str(extension_folder()))}\n"
 
 
 def message_of(error: Exception) -> str:

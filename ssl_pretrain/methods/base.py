@@ -41,11 +41,11 @@ class Output(NamedTuple):
 
     Attributes:
         loss: scalar to minimise.
-        log: scalars worth showing.
+        log: numbers worth showing, known to the host: none of them waits for the GPU.
     """
 
     loss: Tensor
-    log: Mapping[str, Tensor | float]
+    log: Mapping[str, float]
 
 
 @dataclass(frozen=True)

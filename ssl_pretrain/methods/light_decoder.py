@@ -25,12 +25,21 @@ DENSIFY_EPS = 1e-6
 class Densify(nn.Module):
     """Fills the masked voxels of one feature map and projects it to the decoder's width.
 
-    Norm over the visible voxels -> mask token where masked -> projection: identity or 1×1×1 on the coarsest map, 3×3×3
-    on the others. A map that is coarser than the mask's grid is all visible and has no token.
+    Norm over the visible voxels -> mask token where masked -> projection. A map that is coarser than the mask's grid is
+    all visible and has no token.
+
+    Args:
+        source: the map.
+        width: channels that come out.
+        pointwise: the projection is 1×1×1, or nothing where the width is right already (SparK's coarsest map, S3D's
+            finest); otherwise 3×3×3.
+        cell: voxels of a mask cell per axis.
+        mask: of the network.
+        affine: whether the norm has weights.
     """
 
     def __init__(
-        self, source: FeatureMap, width: int, coarsest: bool, cell: Triple, mask: SparseMask, affine: bool = True
+        self, source: FeatureMap, width: int, pointwise: bool, cell: Triple, mask: SparseMask, affine: bool = True
     ) -> None:
         super().__init__()
         self.norm = MaskedInstanceNorm3d(source.channels, eps=DENSIFY_EPS, affine=affine)
@@ -39,7 +48,7 @@ class Densify(nn.Module):
         if is_maskable(source.stride, cell):
             self.token = nn.Parameter(torch.zeros(source.channels))
             nn.init.trunc_normal_(self.token, std=TOKEN_STD, a=-TOKEN_STD, b=TOKEN_STD)
-        if not coarsest:
+        if not pointwise:
             self.projection: nn.Module = nn.Conv3d(source.channels, width, 3, padding=1)
         elif source.channels != width:
             self.projection = nn.Conv3d(source.channels, width, 1)

@@ -22,6 +22,7 @@ from ssl_pretrain.functional.patches import from_cells, to_cells
 from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output, one_per_channel
 from ssl_pretrain.methods.dense import DenseNetwork, train_only_used
 from ssl_pretrain.methods.recipe import OptimizerConfig
+from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.primus import PrimusBackbone
 from ssl_pretrain.networks.tokens import TokenBackbone, place_tokens
 
@@ -37,7 +38,8 @@ class MAEConfig(OptimizerConfig):
 
     Attributes:
         mask_ratio: share of the cells that is masked.
-        mask_cell: voxels per axis of a cell; None for about 16 per axis. In a transformer a cell is a token.
+        mask_cell: voxels per axis of a cell; None for about 16 per axis, as patch and strides allow. In a transformer a
+            cell is a token.
         mask_channels: ``all``: one mask for all channels; ``each``: every channel has its own.
         target: ``voxels``: intensities as nnU-Net normalised them; ``cells``: each cell by its own mean and deviation.
         decoder_depth: blocks of the second transformer; of no effect in a convolutional network.
@@ -75,6 +77,12 @@ class MAE(Method):
         self.cell = cell_of(config.mask_cell, self.patch, backbone)
         self.grid = grid_of(self.patch, self.cell)
         self.masked = count_masked(prod(self.grid), config.mask_ratio)
+        numbers = prod(self.cell) * (1 if config.mask_channels == "each" else backbone.input_channels)
+        if config.target == "cells" and numbers < 2:
+            raise ValueError(
+                f"target=cells: mask cell {self.cell} is a single number, which has no variance. Choose a larger "
+                "-mask_cell, or target=voxels."
+            )
         self.network: nn.Module
         if isinstance(backbone, TokenBackbone):
             self._check_tokens(backbone)
@@ -110,25 +118,33 @@ class MAE(Method):
         return mask.view(len(image), groups, *self.grid)
 
     def _loss(self, prediction: Tensor, batch: Batch, mask: Tensor) -> Tensor:
-        image = batch["image"]
-        ignored = batch.get("ignored")
-        counted = None if ignored is None else (~ignored).float().expand_as(image)
-        if mask.shape[1] > 1:
-            prediction, image = one_per_channel(prediction), one_per_channel(image)
-            counted = None if counted is None else one_per_channel(counted)
-        weights = None if counted is None else to_cells(counted, self.cell)
-        cells, predicted = to_cells(image, self.cell), to_cells(prediction.float(), self.cell)
+        cells, counted = self._cells(batch, mask)
         errors_of = cell_errors if self.config.target == "cells" else squared_errors
-        return masked_mean(errors_of(predicted, cells, weights), mask.flatten(0, 1).flatten(1), weights)
+        errors = errors_of(self._split(prediction.float(), mask), cells, counted)
+        return masked_mean(errors, mask.flatten(0, 1).flatten(1), counted)
+
+    def _cells(self, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Voxels of each cell that has a place in the mask, and which of them count (None where all do)."""
+        ignored = batch.get("ignored")
+        counted = None if ignored is None else self._split((~ignored).float().expand_as(batch["image"]), mask)
+        return self._split(batch["image"], mask), counted
+
+    def _split(self, volume: Tensor, mask: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B·G, L, V)."""
+        return to_cells(one_per_channel(volume) if mask.shape[1] > 1 else volume, self.cell)
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
         """Input, masked input and reconstruction of the batch's first crop; of several masks, the first channel's."""
-        image = batch["image"][:1]
+        first: Batch = {"image": batch["image"][:1]}
+        if "ignored" in batch:
+            first["ignored"] = batch["ignored"][:1]
+        image = first["image"]
         mask = self.draw_mask(image, generator)
         prediction = self.network(image, mask).float()
         if self.config.target == "cells":
-            mean, std = cell_statistics(to_cells(image, self.cell))
-            prediction = from_cells(to_cells(prediction, self.cell) * std + mean, self.cell, self.grid)
+            mean, std = cell_statistics(*self._cells(first, mask))
+            undone = self._split(prediction, mask) * std + mean
+            prediction = from_cells(undone, self.cell, self.grid).view_as(image)
         arrays = {
             "image": image,
             "masked_input": hide(image, mask),
@@ -193,7 +209,7 @@ def hide(image: Tensor, mask: Tensor) -> Tensor:
     return image.masked_fill(voxels, 0.0)
 
 
-def cell_of(wanted: Triple | None, patch: Triple, backbone: Any) -> Triple:
+def cell_of(wanted: Triple | None, patch: Triple, backbone: Backbone) -> Triple:
     """The mask cell of a method that masks the image: a token of a transformer, else about 16 voxels per axis.
 
     Raises:
@@ -203,6 +219,7 @@ def cell_of(wanted: Triple | None, patch: Triple, backbone: Any) -> Triple:
         if wanted is not None and wanted != backbone.token:
             raise ValueError(f"mask_cell {wanted}: in this network a cell is a token of {backbone.token} voxels.")
         return backbone.token
-    cell = wanted or default_cell(patch, FINEST)
+    # Any cell that divides the patch will do, as the mask is applied to the image alone; the default is SparK's.
+    cell = wanted or default_cell(patch, [m.stride for m in backbone.feature_maps])
     check_cell(cell, patch, FINEST)
     return cell

@@ -30,7 +30,7 @@ class Recipe:
         lr: peak learning rate.
         betas: of AdamW.
         momentum: of SGD.
-        weight_decay: on weights of two or more dimensions; biases, norms and tokens are not decayed.
+        weight_decay: on weights of two or more dimensions; biases, norms and mask tokens are not decayed.
         warmup_epochs: epochs of linear warm-up.
         warmup_start_lr: learning rate at the first step of the warm-up.
         clip: norm to which the gradient is clipped.
@@ -71,7 +71,7 @@ class OptimizerConfig:
         lr: peak learning rate.
         betas: of AdamW.
         momentum: of SGD.
-        weight_decay: on weights of two or more dimensions; biases, norms and tokens are not decayed.
+        weight_decay: on weights of two or more dimensions; biases, norms and mask tokens are not decayed.
         warmup_epochs: epochs of linear warm-up.
         warmup_start_lr: learning rate at the first step of the warm-up.
         clip: norm to which the gradient is clipped.
@@ -107,6 +107,9 @@ class OptimizerConfig:
         """What is left open filled in, for a kind of network and a run of so many epochs."""
         chosen = {name: getattr(self, name) for name in DEFAULTS[family]}
         given = {name: value for name, value in chosen.items() if value not in (None, "auto")}
+        # A learning rate belongs to its optimiser: SGD's would be thirty times too high for AdamW.
+        rates = {defaults["optimizer"]: defaults["lr"] for defaults in DEFAULTS.values()}
+        given.setdefault("lr", rates[given.get("optimizer", DEFAULTS[family]["optimizer"])])
         return Recipe(
             **{**DEFAULTS[family], **given},
             betas=self.betas or BETAS[family],

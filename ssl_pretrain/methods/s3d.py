@@ -50,6 +50,8 @@ class S3DConfig(SparseConfig):
                 f"mask_ratio of S3D is a smallest and a largest share, 0 < smallest <= largest < 1, got {low} and "
                 f"{high}. For a fixed ratio give it twice."
             )
+        if self.compile:
+            raise ValueError("compile=true is not possible with S3D, whose decoder is the network's own. Leave it out.")
 
 
 class S3D(SparseMethod):
@@ -138,7 +140,6 @@ class S3DNetwork(MaskedNetwork):
         maps = backbone.feature_maps
         super().__init__(backbone.encoder, maps, cell, backbone.input_channels, checkpointing)
         self.backbone = backbone
-        # A map that goes in as wide as it comes out, without convolution, is what the coarsest one of SparK gets.
         self.densify = nn.ModuleList(
             Densify(source, source.channels, i == 0, cell, self.mask, affine=False) for i, source in enumerate(maps)
         )
@@ -154,5 +155,5 @@ class S3DNetwork(MaskedNetwork):
         return cast("Tensor", self.head(self.backbone.decode_features(filled)))
 
     def compile_decoder(self) -> None:
-        """Refused: the decoder is a part of the segmentation network, run in steps."""
-        raise ValueError("compile=true is not possible with S3D, whose decoder is the network's own. Leave it out.")
+        """Never asked for: the config refuses it, as the decoder is a part of the segmentation network."""
+        raise NotImplementedError

@@ -65,7 +65,7 @@ class VolumeFusion(Method):
             first, second = halves(batch["ignored"])
             counted = ~(first | second)
         cross_entropy, dice = segmentation_loss(self.network(images), labels, counted)
-        return Output(cross_entropy + dice, {"cross_entropy": cross_entropy.detach(), "dice_loss": dice.detach()})
+        return Output(cross_entropy + dice, {})
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
         """Share of the foreground, fused crop and predicted share, all from 0 to 1, of the first pair of crops."""

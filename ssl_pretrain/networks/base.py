@@ -99,7 +99,7 @@ class Backbone(nn.Module):
     @property
     def has_decoder(self) -> bool:
         """Whether :meth:`decode_features`, :meth:`new_head` and :attr:`segmentation_head` work."""
-        return self._find_decoding() is not None
+        return decoding_of(self.network) is not None
 
     def decode_features(self, maps: Sequence[Tensor]) -> Tensor:
         """What the network's own decoder makes of the feature maps, just before its segmentation head.
@@ -152,11 +152,8 @@ class Backbone(nn.Module):
         saved = self.network.state_dict().keys()
         return tuple(name for name, tensor in named if id(tensor) in ids and name in saved)
 
-    def _find_decoding(self) -> Decoding | None:
-        return decoding_of(self.network)
-
     def _decoding(self) -> Decoding:
-        decoding = self._find_decoding()
+        decoding = decoding_of(self.network)
         if decoding is None:
             raise ValueError(
                 f"{type(self.network).__name__} has no decoder to pretrain. Use a method that trains the encoder alone "

@@ -59,18 +59,47 @@ class UNetDecoding:
         return x
 
 
+class PatchDecoding:
+    """The decoder of a Primus: transposed convolutions from the map of the tokens, the last of which makes the logits.
+
+    Args:
+        steps: of the decoder. How wide they are depends on the number of classes.
+    """
+
+    def __init__(self, steps: nn.Sequential) -> None:
+        self.steps = steps
+
+    @property
+    def decoder_modules(self) -> Sequence[nn.Module]:
+        """All steps but the last."""
+        return list(self.steps)[:-1]
+
+    @property
+    def segmentation_head(self) -> nn.Module:
+        """The last step: from half the resolution to the whole."""
+        return self.steps[-1]
+
+    def decode_features(self, maps: Sequence[Tensor]) -> Tensor:
+        """The map of the tokens -> features at half the resolution of the image."""
+        (x,) = maps
+        for step in self.decoder_modules:
+            x = step(x)
+        return x
+
+
 def decoding_of(network: nn.Module) -> Decoding | None:
     """How to ask a network's decoder for its features; None where it has no decoder that we know.
 
-    A network is taken at its word if it has the parts of :class:`Decoding`; else it is looked at as a U-Net of
-    dynamic-network-architectures.
+    A network is taken at its word if it has the parts of :class:`Decoding`; else it is looked at as a U-Net or a Primus
+    of dynamic-network-architectures.
     """
     if all(hasattr(network, part) for part in PARTS):
         return cast("Decoding", network)
     decoder = getattr(network, "decoder", None)
     if all(hasattr(decoder, part) for part in ("transpconvs", "stages", "seg_layers")):
         return UNetDecoding(cast("nn.Module", decoder))
-    return None
+    steps = getattr(getattr(network, "up_projection", None), "decode", None)
+    return PatchDecoding(steps) if isinstance(steps, nn.Sequential) else None
 
 
 def head_like(head: nn.Module, channels: int) -> nn.Module:

@@ -7,7 +7,7 @@ rotary position embedding in every version of timm, and adds positions before a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.networks.base import FeatureMap
-from ssl_pretrain.networks.decoding import Decoding
 from ssl_pretrain.networks.request import NetworkRequest, check_counts, with_settings
 from ssl_pretrain.networks.tokens import (
     DropPath,
@@ -126,30 +125,6 @@ class PrimusEncoder(TokenEncoder):
         self.transformer.set_drop_path(rate)
 
 
-class PrimusDecoding:
-    """The decoder of a Primus: transposed convolutions, the last of which makes the logits."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.steps: nn.Sequential = untyped(network).up_projection.decode
-
-    @property
-    def decoder_modules(self) -> Sequence[nn.Module]:
-        """All steps but the last. How wide they are depends on the number of classes."""
-        return list(self.steps)[:-1]
-
-    @property
-    def segmentation_head(self) -> nn.Module:
-        """The last step: from half the resolution to the whole."""
-        return self.steps[-1]
-
-    def decode_features(self, maps: Sequence[Tensor]) -> Tensor:
-        """The map of the tokens -> features at half the resolution of the image."""
-        (x,) = maps
-        for step in self.decoder_modules:
-            x = step(x)
-        return x
-
-
 class PrimusBackbone(TokenBackbone):
     """A Primus.
 
@@ -182,9 +157,6 @@ class PrimusBackbone(TokenBackbone):
         transformer = EvaTransformer(eva)
         transformer.set_drop_path(drop_path)
         return transformer
-
-    def _find_decoding(self) -> Decoding:
-        return PrimusDecoding(self.network)
 
 
 def primus_network(

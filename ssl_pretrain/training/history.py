@@ -72,11 +72,12 @@ class History(Callback):
         # Lightning has divided it for the mean over accumulated batches.
         loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
         self._train.add(loss)
-        self._log = {name: float(value) for name, value in outputs["log"].items()}
+        self._log = dict(outputs["log"])
         if batch_idx % self.show_every == 0:
-            masked = self._log.get("masked_fraction", 0.0)
             pl_module.log("loss", loss, prog_bar=True, logger=True, rank_zero_only=True)
-            pl_module.log("masked", masked, prog_bar=True, logger=False, rank_zero_only=True)
+            if "masked_fraction" in self._log:
+                masked = self._log["masked_fraction"]
+                pl_module.log("masked", masked, prog_bar=True, logger=False, rank_zero_only=True)
         if batch_idx + 1 == trainer.num_training_batches:
             self._seconds, self._started = self._elapsed(), 0.0
 

@@ -181,6 +181,11 @@ def _method(config: PretrainConfig, plan: Plan, resume: bool) -> Method:
         settings=config.network_settings,
     )
     check_patch(patch, backbone.feature_maps[-1].stride)
+    if patch == backbone.feature_maps[-1].stride:
+        raise ValueError(
+            f"Patch size {patch} leaves a single voxel of the network's coarsest map (total stride {patch}), which has "
+            "no statistics to normalise by. Double it along some axis (-patch_size D H W)."
+        )
     # A checkpoint has them. The decoder that is exported untrained is not in it.
     if config.pretrained_weights is not None and (not resume or config.export == "encoder"):
         load_pretrained(backbone.network, config.pretrained_weights)

@@ -22,6 +22,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from ssl_pretrain.config import PretrainConfig
 from ssl_pretrain.data.locate import dataset_number
 from ssl_pretrain.files import write_json
+from ssl_pretrain.networks import Backbone
+from ssl_pretrain.networks.primus import PrimusBackbone
+from ssl_pretrain.networks.tokens import TokenBackbone
 from ssl_pretrain.training.allocator import keep_freed_memory
 from ssl_pretrain.training.checkpoints import (
     BEST,
@@ -37,7 +40,7 @@ from ssl_pretrain.training.guards import FiniteLoss, StopSignal
 from ssl_pretrain.training.history import History
 from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
-from ssl_pretrain.transfer.plans import write_stunet_plans
+from ssl_pretrain.transfer.plans import write_network_plans
 
 log = logging.getLogger("ssl_pretrain")
 
@@ -50,7 +53,8 @@ class Result:
         folder: the output folder.
         checkpoint: ``checkpoint_final.pth``.
         metrics: one row per epoch: losses, learning rate, pace.
-        finetune_command: the command that fine-tunes with the result.
+        finetune_command: the command that fine-tunes with the result; with one of our trainers (``-tr``), nnU-Net finds
+            it through the environment variable ``nnUNet_extTrainer``.
     """
 
     folder: Path
@@ -203,6 +207,8 @@ def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
             "ssl_pretrain.load_pretrained(network, file), or use a trainer of your own (how-to/fine-tune.md)."
         )
     plans = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
+    trainer = trainer_of(run.method.backbone)
+    plans += f" -tr {trainer}" if trainer else ""
     device = "" if run.config.device == "cuda" else f" -device {run.config.device}"
     # The command has to work from any folder, and a path may have spaces; Windows takes double quotes only.
     path = str(checkpoint.absolute())
@@ -211,14 +217,22 @@ def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
     if run.files.has_labelled:
         return f"nnUNetv2_train {number} {configuration} {fold}{plans} {weights}"
     taken = f"{plans_name}_from{number}"
+    trained_by = f" -tr {trainer}" if trainer else ""
     return "\n    ".join(
         (
             f"# {run.files.name} has no labels. TARGET is the number of the dataset that has; it takes these plans:",
             f"nnUNetv2_move_plans_between_datasets -s {number} -t TARGET -sp {plans_name} -tp {taken}",
             f"nnUNetv2_preprocess -d TARGET -plans_name {taken} -c {configuration}",
-            f"nnUNetv2_train TARGET {configuration} 0 -p {taken} {weights}",
+            f"nnUNetv2_train TARGET {configuration} 0 -p {taken}{trained_by} {weights}",
         )
     )
+
+
+def trainer_of(backbone: Backbone) -> str:
+    """The trainer that builds a network which nnU-Net's own cannot; none for a U-Net."""
+    if not isinstance(backbone, TokenBackbone):
+        return ""
+    return "PrimusTrainer_ft" if isinstance(backbone, PrimusBackbone) else "UNETRTrainer"
 
 
 def log_start(run: Run, checkpoint: Path | None) -> None:
@@ -250,11 +264,16 @@ def log_start(run: Run, checkpoint: Path | None) -> None:
 
 
 def _write_plans(run: Run) -> str:
-    """For an STU-Net, the plans with which stock nnU-Net builds it; returns the name of the plans to fine-tune with."""
-    if not run.config.network.startswith("STUNet_"):
+    """The plans by which fine-tuning builds the network that was pretrained; returns their name.
+
+    Those of the dataset for the network that nnU-Net planned, and for one of the user's own, which no plans can name.
+    """
+    config = run.config
+    if config.network == "plans" or ":" in config.network:
         return run.files.plans.stem
-    size = run.config.network.removeprefix("STUNet_")
-    return write_stunet_plans(run.files.plans, run.plan.configuration, size).stem
+    sizes = "".join(f"_{name}{value}" for name, value in sorted(config.network_settings.items()))
+    configuration, backbone = run.plan.configuration, run.method.backbone
+    return write_network_plans(run.files.plans, configuration, config.network + sizes, backbone, run.patch).stem
 
 
 def process_rank() -> int:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ssl_pretrain.functional.geometry import grid_of
+from ssl_pretrain.networks.tokens import resize_positions
 from ssl_pretrain.transfer.matching import Slot, align, beginnings, inflation, slots_of
 from ssl_pretrain.transfer.weights_file import WeightsFile, read_weights
 
@@ -42,7 +45,8 @@ class Report:
     Attributes:
         file: where the weights come from.
         loaded: copied as they are.
-        inflated: input projections that were repeated over channels and divided by the number of repetitions.
+        inflated: adapted to the network: input projections that were repeated over channels and divided by the number
+            of repetitions, and positions that were interpolated to another patch size.
         skipped: offered by the file and not taken, with the reason.
         fresh: tensors of the network to which the file offers nothing; they stay as they were initialised.
         unused: names in the file for which the network has no place.
@@ -129,7 +133,7 @@ def _plan(weights: WeightsFile, slots: list[Slot], mapping: dict[str, str]) -> t
             fresh.append(slot.names[0])
             continue
         offered = weights.tensors[key]
-        kind, reason, value = _verdict(slot, offered, weights.ours)
+        kind, reason, value = _verdict(slot, offered, weights)
         entries[kind].append(Entry(slot.names[0], tuple(offered.shape), tuple(slot.tensor.shape), reason))
         if value is not None:
             copies.append(_Copy(slot.tensor, value))
@@ -141,12 +145,15 @@ def _plan(weights: WeightsFile, slots: list[Slot], mapping: dict[str, str]) -> t
     return Report(weights.file, **tables, fresh=tuple(fresh), unused=unused, fraction=fraction), copies
 
 
-def _verdict(slot: Slot, offered: Tensor, ours: bool) -> tuple[str, str, Tensor | None]:
+def _verdict(slot: Slot, offered: Tensor, weights: WeightsFile) -> tuple[str, str, Tensor | None]:
     """Return what to do with an offered tensor, why, and the values to copy."""
-    if slot.is_head and not ours:
+    if slot.is_head and not weights.ours:
         return "skipped", "segmentation head: its outputs are the classes of another dataset", None
     if slot.tensor.is_floating_point() != offered.is_floating_point():
         return "skipped", f"{offered.dtype} in the file, {slot.tensor.dtype} in the network", None
+    resized = _resized(slot, offered, weights)
+    if resized is not None:
+        return resized
     if slot.tensor.shape == offered.shape:
         return "loaded", "", offered
     times = inflation(slot, offered)
@@ -157,6 +164,26 @@ def _verdict(slot: Slot, offered: Tensor, ours: bool) -> tuple[str, str, Tensor 
         channels = f"the network has {slot.tensor.shape[1]} input channels and the file {offered.shape[1]}"
         return "skipped", f"{channels}, which does not divide them", None
     return "skipped", "the shapes differ", None
+
+
+def _resized(slot: Slot, offered: Tensor, weights: WeightsFile) -> tuple[str, str, Tensor | None] | None:
+    """An embedding of positions that was learned with another patch size; None for anything else."""
+    if slot.positions is None or slot.tensor.dim() != offered.dim() or slot.tensor.shape[-1] != offered.shape[-1]:
+        return None
+    if weights.patch is None:
+        if slot.tensor.shape == offered.shape:
+            return None
+        return "skipped", "positions of another patch size, and the file does not say of which", None
+    # Both networks have tokens of one size, or their projections of the image would differ.
+    tokens = offered.shape[1]
+    token = round((prod(weights.patch) / tokens) ** (1 / 3))
+    grid = grid_of(weights.patch, (token, token, token))
+    if prod(grid) != tokens:
+        return "skipped", f"{tokens} positions are not those of a patch of {weights.patch}", None
+    if grid == slot.positions:
+        return None
+    value = resize_positions(offered, grid, slot.positions)
+    return "inflated", f"positions interpolated from {_shown(grid)} to {_shown(slot.positions)} tokens", value
 
 
 def _nothing_fits(weights: WeightsFile, slots: list[Slot], report: Report) -> str:

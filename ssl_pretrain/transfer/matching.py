@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.networks.decoding import decoding_of
+from ssl_pretrain.networks.tokens import position_grid
 from ssl_pretrain.transfer.weights_file import plain_name
 
 HEADS = frozenset({"seg_layers", "seg_outputs"})
@@ -26,16 +29,15 @@ class Slot:
         names: all names under which the network registers it, wrappers removed; the first is used in reports.
         tensor: the parameter or buffer itself.
         input_projection: whether it is a weight whose second axis is the channels of the image.
+        positions: tokens per axis, where it is a learned embedding of positions; else None.
+        is_head: whether it belongs to the layers whose outputs are a dataset's classes.
     """
 
     names: tuple[str, ...]
     tensor: Tensor
     input_projection: bool
-
-    @property
-    def is_head(self) -> bool:
-        """Whether it belongs to the layers whose outputs are a dataset's classes."""
-        return not HEADS.isdisjoint(self.names[0].split("."))
+    positions: Triple | None = None
+    is_head: bool = False
 
     def differs_in_channels(self, value: Tensor) -> bool:
         """Whether this is an input projection, and ``value`` one for another number of image channels."""
@@ -58,8 +60,24 @@ def slots_of(network: nn.Module) -> list[Slot]:
         if isinstance(tensor, Tensor):
             names[id(tensor)].append(plain_name(name))
             tensors[id(tensor)] = tensor
-    projections = _input_projections(inner)
-    return [Slot(tuple(names[key]), tensor, key in projections) for key, tensor in tensors.items()]
+    projections, heads = _input_projections(inner), _heads(inner)
+    embedding, grid = getattr(inner, "key_to_lpe", None), position_grid(inner)
+    return [
+        Slot(
+            tuple(names[key]),
+            tensor,
+            key in projections,
+            grid if embedding in names[key] else None,
+            key in heads or not HEADS.isdisjoint(names[key][0].split(".")),
+        )
+        for key, tensor in tensors.items()
+    ]
+
+
+def _heads(network: nn.Module) -> set[int]:
+    """Ids of the tensors of the segmentation head, where a network has one that its decoder tells."""
+    decoding = decoding_of(network)
+    return {id(p) for p in decoding.segmentation_head.parameters()} if decoding is not None else set()
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -111,7 +129,9 @@ def beginnings(names: Iterable[str]) -> list[str]:
 
 
 def _fits(slot: Slot | None, value: Tensor) -> bool:
-    return slot is not None and (slot.tensor.shape == value.shape or inflation(slot, value) is not None)
+    if slot is None:
+        return False
+    return slot.tensor.shape == value.shape or inflation(slot, value) is not None or slot.positions is not None
 
 
 def _leading_paths(names: Iterable[str]) -> list[str]:

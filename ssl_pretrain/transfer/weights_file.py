@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from ssl_pretrain.functional.geometry import Triple, as_triple
+
 CONTAINERS = ("network_weights", "state_dict", "model")
 """Names under which a checkpoint keeps its tensors: ours and nnU-Net's, the usual one, and a less usual one."""
 
@@ -34,11 +36,13 @@ class WeightsFile:
         file: where they come from.
         tensors: by name, without the names of wrappers; on the CPU. For a file of ours only what was pretrained.
         ours: whether the file says itself which of its tensors are pretrained.
+        patch: voxels of the patch that the weights were trained with; None where the file does not say.
     """
 
     file: Path
     tensors: dict[str, Tensor]
     ours: bool
+    patch: Triple | None = None
 
 
 def read_weights(file: str | Path) -> WeightsFile:
@@ -68,7 +72,21 @@ def read_weights(file: str | Path) -> WeightsFile:
         raise ValueError(
             f"{file} holds no weights: there are no tensors at its top level nor under {', '.join(CONTAINERS)}."
         )
-    return WeightsFile(file, _without_wrappers(tensors), ours)
+    return WeightsFile(file, _without_wrappers(tensors), ours, _patch_of(content))
+
+
+def _patch_of(content: Any) -> Triple | None:
+    """The patch size that a file of ours, or one of nnssl, names."""
+    if not isinstance(content, Mapping):
+        return None
+    plan = content.get("nnssl_adaptation_plan")
+    configurations = plan.get("pretrain_plan", {}).get("configurations", {}) if isinstance(plan, Mapping) else {}
+    sizes = [entry.get("patch_size") for entry in configurations.values() if isinstance(entry, Mapping)]
+    pretraining = content.get("pretraining")
+    if isinstance(pretraining, Mapping):
+        sizes.insert(0, pretraining.get("patch_size"))
+    found = next((size for size in sizes if size), None)
+    return as_triple(list(found), "patch_size in the file") if found else None
 
 
 def plain_name(key: str) -> str:

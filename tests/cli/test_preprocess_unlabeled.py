@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FEW_PROCESSES, run_command
+from conftest import FEW_PROCESSES, REPOSITORY, run_command
 from made_data import IDENTIFIER, volume, write_case
 from made_images import complete_plans, write_image, write_images, write_planned
 
-from ssl_pretrain.cli.preprocess_unlabeled import main
+from ssl_pretrain.cli.preprocess_unlabeled import build_parser, main
 from ssl_pretrain.cli.pretrain import build_parser as pretrain_parser
 from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.preparation.stored import fault_of, read_whole
@@ -180,7 +182,7 @@ def test_stopping_ends_all_processes_at_once(tmp_path, dataset, out, number, sta
     wait_until(lambda: any(out.glob("*.b2nd")), process)
     # As a cluster and a terminal do: to every process of the group.
     os.killpg(process.pid, number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == status
     assert "What is done is kept; the same command goes on." in error
     assert "Traceback" not in error
@@ -442,3 +444,16 @@ def test_real_unlabelled_images(shared_data, tmp_path, dataset, out):
     (dataset / "nnUNetPlans.json").write_text(json.dumps(complete_plans(spacing=[2.5, 4.688, 4.688])))
     assert run(inputs=files) == 0
     assert done(out) == [file.name.removesuffix("_0000.nii.gz") for file in files]
+
+
+def test_the_documentation_has_every_flag_and_only_commands_that_are_accepted(capsys):
+    pages = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "documentation").rglob("*.md")]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    typed = [line for line in lines if line.startswith(COMMAND)]
+    assert len(typed) > 5
+    for line in typed:
+        build_parser().parse_args(shlex.split(line.replace("$SLURM_ARRAY_TASK_ID", "3"))[1:])
+    page = (REPOSITORY / "documentation" / "how-to" / "unlabelled-images.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Flags\n")[2].partition("\n## ")[0]
+    rows = set(re.findall(r"`(--?\w+)(?: INPUT …| CONDITION …)?`", section))
+    assert rows == {option for a in build_parser()._actions for option in a.option_strings} - {"-h", "--help"}

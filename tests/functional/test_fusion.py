@@ -55,29 +55,29 @@ def test_later_boxes_cover_earlier_ones():
 
 
 def test_numbers_sides_and_classes_are_uniform_within_the_published_limits():
-    fusion = draw_fusion(2000, (160, 160, 80), generator(), FusionConfig())
+    fusion = draw_fusion(600, (160, 160, 80), generator(), FusionConfig())
     numbers = torch.tensor([len(windows) for windows in fusion.windows])
     assert (numbers.min(), numbers.max()) == (10, 39)
-    assert abs(numbers.double().mean() - 24.5) < 0.8
+    assert abs(numbers.double().mean() - 24.5) < 1.2
     for axis, (shortest, longest) in enumerate([(8, 100), (8, 100), (4, 50)]):
         sides = torch.tensor([w[axis].stop - w[axis].start for windows in fusion.windows for w in windows])
         assert (sides.min(), sides.max()) == (shortest, longest)
-        assert abs(sides.double().mean() - (shortest + longest) / 2) < 0.5
+        assert abs(sides.double().mean() - (shortest + longest) / 2) < 1.0
     labels = torch.tensor([label for sample in fusion.labels for label in sample])
-    assert (torch.bincount(labels) / len(labels) - 0.2).abs().max() < 0.01
+    assert (torch.bincount(labels) / len(labels) - 0.2).abs().max() < 0.015
 
 
 def test_the_share_of_each_label_is_that_of_the_published_code():
     # nnssl (as in jwutsetro/nnssl_etro at 41751bc, volume_fusion_transform.py) with the limits of its trainer, seed 0,
-    # mean of 2000 label volumes of 160 voxels; the boxes of 80 voxels are half as long.
+    # mean of 2000 label volumes of 160 voxels; boxes of a patch of 40 are a quarter as long.
     published = torch.tensor([0.6277, 0.0946, 0.0899, 0.0939, 0.0939])
-    zeros = torch.zeros(1, 1, 1, 1, 1).expand(400, 1, 80, 80, 80)
-    fusion = draw_fusion(400, (80, 80, 80), generator(), FusionConfig())
+    zeros = torch.zeros(1, 1, 1, 1, 1).expand(1, 1, 40, 40, 40)
+    fusion = draw_fusion(800, (40, 40, 40), generator(), FusionConfig())
     share = torch.zeros(5)
-    for sample in range(400):
+    for sample in range(800):
         alone = Fusion(fusion.windows[sample : sample + 1], fusion.labels[sample : sample + 1], 5)
-        share += torch.bincount(apply_fusion(zeros[:1], zeros[:1], alone).labels.flatten(), minlength=5) / 80**3 / 400
-    assert (share - published).abs().max() < 0.015
+        share += torch.bincount(apply_fusion(zeros, zeros, alone).labels.flatten(), minlength=5) / 40**3 / 800
+    assert (share - published).abs().max() < 0.02
 
 
 def test_the_generator_decides_and_samples_differ():

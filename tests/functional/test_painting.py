@@ -50,9 +50,9 @@ def test_parameters_alone_decide_and_samples_differ():
 
 
 def test_kinds_and_numbers_of_windows_follow_their_probabilities():
-    painting = draw_painting(5000, PATCH, generator())
-    share = {kind: painting.kinds.count(kind) / 5000 for kind in ("none", "in", "out")}
-    assert share == pytest.approx({"none": 0.1, "in": 0.18, "out": 0.72}, abs=0.02)
+    painting = draw_painting(2500, PATCH, generator())
+    share = {kind: painting.kinds.count(kind) / 2500 for kind in ("none", "in", "out")}
+    assert share == pytest.approx({"none": 0.1, "in": 0.18, "out": 0.72}, abs=0.03)
     lengths = {
         k: [len(w) for w, kind in zip(painting.windows, painting.kinds, strict=True) if kind == k] for k in share
     }
@@ -78,13 +78,13 @@ def test_sides_are_the_published_shares_of_the_patch_and_keep_off_the_border(kin
 
 
 @pytest.mark.parametrize(
-    # Over 1500 paintings of a cube of 96 voxels with the published rules.
+    # Means of 4000 patches of 48 voxels painted by the published rules.
     ("kind", "published"),
-    [("in", 0.0638), ("out", 0.3351)],
+    [("in", 0.0619), ("out", 0.3170)],
 )
 def test_windows_cover_the_published_share_of_a_patch(kind, published):
-    painting = draw_painting(300, (96, 96, 96), generator(), p=1.0, inside_p=float(kind == "in"))
-    share = torch.tensor([covered(windows, (96, 96, 96)).float().mean() for windows in painting.windows])
+    painting = draw_painting(250, (48, 48, 48), generator(), p=1.0, inside_p=float(kind == "in"))
+    share = torch.tensor([covered(windows, (48, 48, 48)).float().mean() for windows in painting.windows])
     assert share.mean().item() == pytest.approx(published, rel=0.06)
 
 

@@ -126,6 +126,19 @@ def test_sides_are_uniform_within_their_limits_and_places_up_to_the_border():
     assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].abs() < 0.05
 
 
+def test_each_sample_has_about_as_many_patterns_of_every_side():
+    sides = draw_shuffling(30, (20, 40, 60), generator(), patterns=120).sides
+    for axis, longest in enumerate((2, 4, 6)):
+        numbers = torch.nn.functional.one_hot(sides[..., axis], longest + 1).sum(1)[:, 1:]
+        assert (numbers - 120 / longest).abs().max() < 2
+
+
+def test_sides_are_uniform_even_where_there_are_few_patterns():
+    sides = draw_shuffling(4000, (20, 40, 60), generator(), patterns=3, rounds=1).sides
+    for axis, longest in enumerate((2, 4, 6)):
+        assert (torch.bincount(sides[..., axis].flatten())[1:] / 12_000 - 1 / longest).abs().max() < 0.02
+
+
 def test_a_patch_too_small_for_boxes_stays_as_it_is():
     image = numbered((12, 9, 16))
     assert torch.equal(apply_shuffling(image, draw_shuffling(1, (12, 9, 16), generator(), p=1.0)), image)

@@ -152,8 +152,9 @@ def _in_processes(
                 answer, case = worker.receive(), worker.case
                 if isinstance(answer, _Death):
                     workers.remove(worker)
-                    _refuse_stillborn(worker, answer)
-                    if waiting:
+                    if not worker.is_ready:
+                        _note_stillborn(answer, len(workers))
+                    elif waiting:
                         workers.append(_Worker(function))
                 else:
                     worker.is_ready, worker.case = True, None
@@ -172,13 +173,19 @@ def _in_processes(
             worker.end()
 
 
-def _refuse_stillborn(worker: _Worker[R], death: _Death) -> None:
-    """Without this, processes that cannot start would be started for ever."""
-    if not worker.is_ready:
-        raise OSError(
-            f"A process ended before it could begin ({death.how}). Perhaps there is no memory for it: take fewer "
-            "processes (-np)."
-        )
+def _note_stillborn(death: _Death, left: int) -> None:
+    """A process that could not even begin is not replaced: that might go on for ever.
+
+    Raises:
+        OSError: no other is left.
+    """
+    if left:
+        logger.warning("A process ended before it could begin (%s); %d are left", death.how, left)
+        return
+    raise OSError(
+        f"A process ended before it could begin ({death.how}). Perhaps there is no memory for it: take fewer processes "
+        "(-np)."
+    )
 
 
 def _serve(connection: Any, function: Callable[[ImageCase], R]) -> None:

@@ -241,7 +241,7 @@ def test_nothing_to_learn(image, tmp_path):
     constant = write_image(tmp_path / "x_0001.nii.gz", np.full((20, 22, 24), 7.0), spacing=(1, 2, 3))
     assert "every voxel is 7, there is nothing to learn" in refused(constant)
     # With a second channel that has something in it, that is for the user to judge.
-    assert read(image, constant)[2] == [f"{constant} is 7 everywhere"]
+    assert read(image, constant)[2] == [f"{constant}: is 7 everywhere"]
 
 
 def test_a_volume_that_is_too_small(tmp_path):
@@ -272,6 +272,14 @@ def test_a_stray_voxel_is_warned_of():
     sparse = np.zeros((20, 20, 20), dtype=np.float32)
     sparse[1, 1, 1] = 1
     assert intensity_outlier(sparse) is None
+
+
+def test_a_map_of_labels_is_warned_of(tmp_path):
+    file = write_image(tmp_path / "x_0000.nii.gz", (volume(0)[0] > 1).astype(np.uint8))
+    assert read(file)[2] == [f"{file}: only 2 different values, as in a map of labels"]
+    sparse = np.zeros((20, 22, 24), dtype=np.int16)
+    sparse[10, 10, :] = range(24)
+    assert read(write_image(file, sparse))[2] == []
 
 
 def test_a_mask_is_what_is_not_zero(image, tmp_path):
@@ -312,6 +320,8 @@ def test_the_bad_files_of_the_real_sets(shared_data):
     assert "intensities reach from -1024 to 31719, but 99.8 % of the voxels lie within -1024 to 10" in warnings[0]
     assert read(bad / "openkbp_246_trimmed_to_dose_region.nii.gz")[2] == []
     assert read(bad / "hippocampus_118_images.nii.gz")[2] == []
+    for name, values in (("hippocampus_010_labels", 3), ("hippocampus_281_labels", 2)):
+        assert f"only {values} different values, as in a map of labels" in read(bad / f"{name}.nii.gz")[2][0]
 
 
 def test_no_sound_image_of_the_real_sets_is_warned_of(shared_data):

@@ -106,9 +106,10 @@ def test_a_case_whose_process_dies_is_tried_again_alone(tmp_path, caplog):
     assert multiprocessing.active_children() == []
 
 
-def test_processes_that_cannot_begin_are_not_started_for_ever():
+def test_processes_that_cannot_begin_are_not_started_for_ever(caplog):
     with pytest.raises(OSError, match=r"A process ended before it could begin \(exit status 3\)"):
         outcome(NoBeginning(), ["a", "b"], 2)
+    assert "A process ended before it could begin (exit status 3); 1 are left" in caplog.messages
     assert multiprocessing.active_children() == []
 
 
