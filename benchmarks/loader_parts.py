@@ -98,12 +98,12 @@ def memory_growth(cases: Cases, patch: Triple, batch: int, batches: int, workers
 
 
 def _proportional_memory() -> int:
-    """Bytes of this process and its children; what they share is counted once."""
+    """Bytes that this process and its children allocated; what they share is counted once, files they map are not."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
     total = 0
     for process in ("self", *children):
         lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))) * 1024
     return total
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.cli.preprocess_unlabeled import set_up_console
+from ssl_pretrain.cli.console import set_up_console
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_pretrain.cli.preprocess_unlabeled import EXIT_INTERRUPTED, progress_bar, set_up_console
+from ssl_pretrain.cli.console import EXIT_INTERRUPTED, progress_bar, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.data.preparation.image_case import ImageCase

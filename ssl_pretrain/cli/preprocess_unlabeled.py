@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
-from ssl_pretrain.cli.pretrain import EXIT_TERMINATED, AboveTheBar
+from ssl_pretrain.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED, progress_bar, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.data.preparation.target import Target
     from ssl_pretrain.data.preparation.unlabeled import Summary
-
-EXIT_INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -131,20 +126,6 @@ def describe(summary: Summary, given: argparse.Namespace, target: Target) -> str
         plans = "" if given.plans == "nnUNetPlans" else f" -p {given.plans}"
         lines.append(f"\n{when} with:\n\n    nnUNetv2_pretrain {number} {given.configuration} all{plans}\n")
     return "\n".join(lines)
-
-
-def progress_bar(results: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """A bar on stderr."""
-    bar: Iterable[Any] = tqdm(results, total=total, desc=what, unit="image", dynamic_ncols=True)
-    return bar
-
-
-def set_up_console() -> None:
-    """The library logs, the command shows it."""
-    logger = logging.getLogger("ssl_pretrain")
-    if not any(isinstance(handler, AboveTheBar) for handler in logger.handlers):
-        logger.addHandler(AboveTheBar())
-    logger.setLevel(logging.INFO)
 
 
 def _terminate(*_: object) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
+from ssl_pretrain.cli.console import EXIT_TERMINATED, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.config import PretrainConfig
@@ -24,8 +24,6 @@ EXPLICIT = {
     "plans_file": "plans",
 }
 """AnatoMask's explicit inputs: flag -> name in the configuration's ``files``."""
-
-EXIT_TERMINATED = 143
 
 
 def build_parser(method: str = "AnatoMask", explicit: bool = False) -> argparse.ArgumentParser:
@@ -219,7 +217,7 @@ def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", expl
     from ssl_pretrain.training.run import pretrain
 
     # After the imports: Lightning sets the levels of its loggers when it is imported.
-    set_up_console()
+    quiet_training()
     try:
         # nnU-Net first: in a checkout of ours, the current folder has one of that name. Then:
         import nnunetv2  # noqa: F401
@@ -260,23 +258,11 @@ def message_of(error: Exception) -> str:
     return text
 
 
-class AboveTheBar(logging.Handler):
-    """Shows log lines on stdout, above a progress bar that may be running."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
-        tqdm.write(record.getMessage(), file=sys.stdout)
-
-
-def set_up_console() -> None:
-    """The library logs, the command shows it; Lightning's hints about things we decided on are left out."""
+def quiet_training() -> None:
+    """Lightning's hints about things we decided on are left out, and one process of a distributed run speaks."""
     from ssl_pretrain.training.run import process_rank
 
-    logger = logging.getLogger("ssl_pretrain")
-    if not any(isinstance(handler, AboveTheBar) for handler in logger.handlers):
-        logger.addHandler(AboveTheBar())
-    # One process speaks; the others of a distributed run say what is wrong.
-    logger.setLevel(logging.ERROR if process_rank() else logging.INFO)
+    set_up_console(logging.ERROR if process_rank() else logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
