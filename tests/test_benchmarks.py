@@ -67,3 +67,33 @@ def test_the_gpu_table_is_made_by_one_command(tmp_path):
     rows = json.loads(file.read_text())
     assert {name.split("-")[0] for name in rows} == {"encoder", "step"}
     assert all("ratio" in row or row["rows"] for row in rows.values())
+
+
+def test_the_loader_benchmark_compares_both_loaders(tmp_path):
+    file, small = tmp_path / "loader.json", ["--batches", "1", "--rounds", "1", "--volumes", "1"]
+    size = ["--synthetic", "40", "48", "48", "--patch", "16", "16", "16"]
+    out = run(sys.executable, "benchmarks/loader.py", *size, *small, "--json", str(file))
+    result = json.loads(file.read_text())
+    assert {"ratio", "ratio_device", "patches_per_second", "machine", "date", "settings"} <= set(result)
+    assert set(result["patches_per_second"]) == {"nnU-Net", "loader", "device"}
+    assert "over nnU-Net" in out
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc")
+def test_the_loader_benchmark_measures_memory_and_start_up(tmp_path):
+    file = tmp_path / "memory.json"
+    size = ["--synthetic", "20", "24", "24", "--patch", "16", "16", "16", "--volumes", "1"]
+    run(sys.executable, "benchmarks/loader.py", *size, "--memory", "200", "--workers", "1", "--json", str(file))
+    assert len(json.loads(file.read_text())["memory_mib_every_100_batches"]) == 2
+    run(sys.executable, "benchmarks/loader.py", "--index", "50", "--json", str(file))
+    assert json.loads(file.read_text())["cases"] == 50
+
+
+def test_the_method_benchmark_has_a_row_per_method_that_goes_with_the_network(tmp_path):
+    file = tmp_path / "methods.json"
+    size = ["--networks", "PrimusS", "--patch", "16", "16", "16", "--rounds", "1"]
+    run(sys.executable, "benchmarks/methods.py", *size, "--methods", "MAE", "SparK", "SimMIM", "--json", str(file))
+    result = json.loads(file.read_text())
+    assert [row["method"] for row in result["rows"]] == ["MAE", "SimMIM"]
+    assert result["kept_over_all"]["PrimusS"] > 0
+    assert all(row["seconds"] > 0 and row["multiply_adds_1e9"] > 0 for row in result["rows"])

@@ -88,9 +88,10 @@ def _split(voxels: Tensor, masked: bool) -> dict[str, Tensor]:
 def _stacked(parts: Sequence[Tensor], pinned: bool) -> Tensor:
     """(B, C, D, H, W); smaller volumes are filled up with zeros at their ends."""
     shape = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
-    same = all(list(part.shape) == shape for part in parts)
-    make = torch.empty if same else torch.zeros
-    batch = make((len(parts), *shape), dtype=torch.float32, pin_memory=pinned)
+    batch = torch.empty((len(parts), *shape), dtype=torch.float32, pin_memory=pinned)
     for target, part in zip(batch, parts, strict=True):
-        target[tuple(slice(size) for size in part.shape)] = part
+        c, d, h, w = part.shape
+        target[:c, :d, :h, :w] = part
+        # Only what is left is set to 0: boxes are large, and most of the batch is covered.
+        target[:, d:], target[:, :d, h:], target[:, :d, :h, w:] = 0, 0, 0
     return batch
