@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ssl_pretrain.data.batches import Sample, assemble, finish
 from ssl_pretrain.data.crops import TRAIN, VALIDATION, CropDataset, CropSampler
+from ssl_pretrain.data.memory import Tidy
 from ssl_pretrain.data.pool import CasePool
 from ssl_pretrain.data.spatial import CropConfig
 from ssl_pretrain.functional.geometry import Triple
@@ -37,6 +38,8 @@ class BatchLoader(DataLoader[Any]):
             batch_size=None,
             sampler=sampler,
             num_workers=num_workers,
+            # In the training process itself freed memory is better kept: ssl_pretrain.training.allocator.
+            collate_fn=Tidy() if num_workers else as_it_is,
             # At least a batch is under way besides the one that is being waited for.
             prefetch_factor=max(2, -(-2 * batch_size // num_workers)) if num_workers else None,
             persistent_workers=num_workers > 0,
@@ -63,6 +66,11 @@ class BatchLoader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+def as_it_is(sample: Sample) -> Sample:
+    """What a loader does to a sample."""
+    return sample
 
 
 class CropData(LightningDataModule):

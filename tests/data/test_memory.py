@@ -1,0 +1,45 @@
+import ctypes
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssl_pretrain.data.memory import EVERY, Tidy, trim_heap
+
+
+def held() -> int:
+    """Bytes of this process that no file backs."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) * 1024
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="of glibc"
+)
+def test_holes_in_the_heap_are_given_back():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    # Blocks below the threshold of mapping lie in the heap; every tenth stays and keeps the others from being given up.
+    blocks = [libc.malloc(100_000) for _ in range(2000)]
+    for block in blocks:
+        ctypes.memset(block, 1, 100_000)
+    for number, block in enumerate(blocks):
+        if number % 10:
+            libc.free(block)
+    before = held()
+    trim_heap()
+    assert before - held() > 100_000_000
+    for block in blocks[::10]:
+        libc.free(block)
+
+
+def test_samples_are_handed_on_and_memory_is_given_back_now_and_then(monkeypatch):
+    calls = []
+    monkeypatch.setattr("ssl_pretrain.data.memory.trim_heap", lambda: calls.append(1))
+    tidy = Tidy()
+    assert [tidy(i) for i in range(2 * EVERY)] == list(range(2 * EVERY))
+    assert len(calls) == 2
