@@ -86,8 +86,10 @@ def memory_growth(cases: Cases, patch: Triple, batch: int, batches: int, workers
     """MiB of the training process and the reading ones after a hundred batches and after all."""
     crops = CropDataset(CasePool.of(cases), patch, CropConfig(), 0, TRAIN)
     held = []
-    for number, _ in enumerate(BatchLoader(crops, CropSampler(batches, batch), batch, workers), start=1):
-        if number >= SETTLED and number % SETTLED == 0:
+    # Some more than are asked for: at its end a loader holds what its processes have handed over at last.
+    loader = BatchLoader(crops, CropSampler(batches + SETTLED, batch), batch, workers)
+    for number, _ in zip(range(1, batches + 1), loader, strict=False):
+        if number % SETTLED == 0:
             held.append(round(_proportional_memory() / 2**20, 1))
     return {
         "memory_mib_every_100_batches": held,
