@@ -127,6 +127,8 @@ class PretrainConfig:
         for name in ("datasets", "filters"):
             object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
         parse_filters(self.filters)
+        if self.fold != "all" and not (self.fold.isascii() and self.fold.isdecimal()):
+            raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {self.fold!r}.")
         for name, kind in CHOICES.items():
             if getattr(self, name) not in typing.get_args(kind):
                 raise ValueError(

@@ -117,3 +117,9 @@ def test_differences_leave_out_what_may_change():
     a = config(epochs=4, num_workers=1)
     assert a.differences(config(epochs=4, num_workers=8, picture_every=1)) == {}
     assert a.differences(config(epochs=5).with_settings({"lr": "0.1"})) == {"epochs": (4, 5), "lr": (1e-4, 0.1)}
+
+
+@pytest.mark.parametrize("fold", ["foo", "-1", "../../x", "²", ""])
+def test_what_is_no_fold_is_refused_before_anything_is_looked_for(fold):
+    with pytest.raises(ValueError, match="FOLD must be 'all' or a number from 0 on"):
+        config(fold=fold)

@@ -116,9 +116,10 @@ class Cases:
             )
         return voxels
 
-    def has_mask(self, identifier: str, kind: MaskKind) -> bool:
-        """Whether a case came with such a mask."""
-        return self._mask_file(identifier, kind).is_file()
+    def masked(self, kind: MaskKind) -> set[str]:
+        """The cases that came with such a mask."""
+        folder = self.folder / kind
+        return {file.name.removesuffix(".b2nd") for file in folder.iterdir()} if folder.is_dir() else set()
 
     def read_mask(self, identifier: str, kind: MaskKind, box: Box) -> npt.NDArray[np.float32]:
         """A mask in a box (1, d, h, w), 1 inside the mask and 0 elsewhere; outside the image there is nothing: 0.
@@ -224,7 +225,8 @@ def _corrupt(file: Path, error: Exception) -> CaseError:
 
 def _command(file: Path) -> str:
     """The command that makes a preprocessed file."""
-    unlabelled = any(folder.name.endswith(UNLABELLED) for folder in file.parents)
+    # A mask lies one folder deeper.
+    unlabelled = any(folder.name.endswith(UNLABELLED) for folder in (file.parent, file.parent.parent))
     return "nnUNetv2_preprocess_unlabeled" if unlabelled else "nnUNetv2_preprocess"
 
 

@@ -60,7 +60,7 @@ class Filter:
         if known == value:
             return True
         # A subject is known by its full name, collection__dataset__subject; its own name will do.
-        return self.field == "subject" and str(known).endswith(f"__{value}")
+        return self.field == "subject" and str(known).split("__", 2)[-1] == value
 
 
 def parse_filters(texts: Sequence[str]) -> list[Filter]:

@@ -23,8 +23,9 @@ WORTH_A_WORD = 1000
 VERSION = 1
 """Of the file's layout."""
 
-Stamp = tuple[int, int]
-"""Bytes and time of change (ns) of a file: what tells an old case from a new one of the same name."""
+Stamp = tuple[int, int, int]
+"""Bytes and time of change (ns) of the image, and time of change of its ``.pkl``: what tells an old case from a new one
+of the same name."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def read_index(folder: Path, identifiers: Sequence[str], suffix: str, read: Call
     stale = []
     for name in identifiers:
         # nnU-Net prefers an unpacked copy, too.
-        stamp = stamps.get(f"{name}.npy") or stamps.get(f"{name}{suffix}")
+        unpacked = stamps.get(f"{name}.npy") if suffix == ".npz" else None
+        image = unpacked or stamps.get(f"{name}{suffix}")
+        stamp = None if image is None else (*image, stamps.get(f"{name}.pkl", (0, 0))[1])
         row = known.get(name)
         if row is not None and stamp is not None and tuple(row[0]) == stamp:
             rows[name] = row
@@ -86,20 +89,24 @@ def read_index(folder: Path, identifiers: Sequence[str], suffix: str, read: Call
             stale.append((name, stamp))
     if len(stale) >= WORTH_A_WORD:
         log.info("reading the sizes of %d cases of %s; done once", len(stale), folder.name)
-    for name, stamp in stale:
-        entry = read(name)
-        rows[name] = [stamp, entry.shape, dict(entry.about)]
-    if stale or len(known) != len(rows):
-        _save(index_file(folder), rows)
+    try:
+        for name, stamp in stale:
+            entry = read(name)
+            rows[name] = [stamp, entry.shape, dict(entry.about)]
+    finally:
+        # Also where a case is bad: the others need not be opened again once it is gone.
+        if stale or len(known) != len(rows):
+            _save(index_file(folder), rows)
     shapes = np.array([rows[name][1] for name in identifiers], dtype=np.int32).reshape(-1, 4)
     return CaseIndex(list(identifiers), shapes, [rows[name][2] for name in identifiers])
 
 
-def _stamps(folder: Path) -> dict[str, Stamp]:
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Bytes and time of change of the files of a folder, segmentations left out."""
     stamps = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.endswith((".pkl", "_seg.b2nd")):
+            if not entry.name.endswith("_seg.b2nd"):
                 status = entry.stat()
                 stamps[entry.name] = (status.st_size, status.st_mtime_ns)
     return stamps
@@ -113,8 +120,17 @@ def _load(file: Path) -> dict[str, list[Any]]:
         return {}
     if not isinstance(content, dict) or content.get("version") != VERSION:
         return {}
-    rows: dict[str, list[Any]] = content["cases"]
-    return rows
+    rows = content.get("cases")
+    if not isinstance(rows, dict):
+        return {}
+    return {name: row for name, row in rows.items() if _is_row(row)}
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, list) or len(row) != 3 or not isinstance(row[2], dict):
+        return False
+    stamp, shape, _ = row
+    return isinstance(stamp, list) and len(stamp) == 3 and isinstance(shape, list) and len(shape) == 4
 
 
 def _save(file: Path, rows: Mapping[str, Any]) -> None:

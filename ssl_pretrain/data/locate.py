@@ -45,7 +45,10 @@ class DatasetFiles:
     @property
     def has_unlabelled(self) -> bool:
         """Whether there is an unlabelled case."""
-        return self.unlabelled.is_dir() and any(self.unlabelled.glob("*.b2nd"))
+        if not self.unlabelled.is_dir():
+            return False
+        with os.scandir(self.unlabelled) as entries:
+            return any(entry.name.endswith(".b2nd") for entry in entries)
 
 
 def _holds_files(folder: Path) -> bool:

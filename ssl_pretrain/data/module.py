@@ -25,21 +25,23 @@ class BatchLoader(DataLoader[Any]):
     """Batches of crops whose samples are made in parallel, so that one slow case holds up one process only.
 
     The reading processes hand over single samples in shared memory; they are put together here, in page-locked memory
-    where there is a GPU.
+    where that is asked for.
 
     The position in the data follows from the number of steps taken: Lightning asks loaders for a state before it lets a
     run continue within an epoch, but the sampler derives its position from the trainer's step, and the state is empty.
     """
 
-    def __init__(self, crops: CropDataset, sampler: CropSampler, batch_size: int, num_workers: int) -> None:
-        self.samples_per_batch = batch_size
+    def __init__(
+        self, crops: CropDataset, sampler: CropSampler, batch_size: int, num_workers: int, *, pinned: bool = False
+    ) -> None:
+        self.samples_per_batch, self.pinned = batch_size, pinned
         super().__init__(
             crops,
             batch_size=None,
             sampler=sampler,
             num_workers=num_workers,
             # In the training process itself freed memory is better kept: ssl_pretrain.training.allocator.
-            collate_fn=Tidy() if num_workers else as_it_is,
+            collate_fn=Tidy() if num_workers else as_it_is,  # type: ignore[arg-type]  # of a sample, not of a batch
             # At least a batch is under way besides the one that is being waited for.
             prefetch_factor=max(2, -(-2 * batch_size // num_workers)) if num_workers else None,
             persistent_workers=num_workers > 0,
@@ -57,7 +59,7 @@ class BatchLoader(DataLoader[Any]):
         for sample in super().__iter__():
             samples.append(sample)
             if len(samples) == self.samples_per_batch:
-                yield assemble(samples, pinned=torch.cuda.is_available())
+                yield assemble(samples, pinned=self.pinned)
                 samples = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class CropData(LightningDataModule):
         num_workers: processes that read; 0 reads in the training process.
         accumulate: batches per optimiser step.
         augment_on: rotate and scale in the reading processes (``loader``), or whole batches on the ``device``.
+        pinned: put batches into page-locked memory, for a GPU.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class CropData(LightningDataModule):
         num_workers: int,
         accumulate: int = 1,
         augment_on: AugmentOn = "loader",
+        pinned: bool = False,
     ) -> None:
         super().__init__()
         self.accumulate = accumulate
@@ -111,6 +115,7 @@ class CropData(LightningDataModule):
         self.batches = iterations * accumulate
         self.val_iterations = val_iterations
         self.num_workers = num_workers
+        self.pinned = pinned
         self.patch = patch
         self.train_crops = CropDataset(train, patch, config, seed, TRAIN, finish=augment_on == "loader")
         self.val_crops = CropDataset(validation, patch, config.without_augmentation(), seed, VALIDATION)
@@ -132,7 +137,7 @@ class CropData(LightningDataModule):
         return finish(batch, self.patch)
 
     def _loader(self, crops: CropDataset, sampler: CropSampler) -> BatchLoader:
-        return BatchLoader(crops, sampler, self.batch_size, self.num_workers)
+        return BatchLoader(crops, sampler, self.batch_size, self.num_workers, pinned=self.pinned)
 
 
 class FixedSampler(CropSampler):

@@ -72,6 +72,13 @@ class CasePool:
         names = cases.identifiers if identifiers is None else identifiers
         return cls([Source(cases.folder.name, cases)], [Case(0, name, name, CaseInfo()) for name in names])
 
+    @property
+    def names(self) -> list[str]:
+        """Dataset, folder and identifier of every case, sorted."""
+        folders = [f"{source.dataset}/{source.cases.folder.name}" for source in self.sources]
+        cases = zip(self.source_of.tolist(), self.identifiers.tolist(), strict=True)
+        return sorted(f"{folders[source]}/{name}" for source, name in cases)
+
     def __len__(self) -> int:
         return len(self.identifiers)
 

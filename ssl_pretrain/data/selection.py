@@ -69,10 +69,10 @@ def select(
         for cases in _folders(files, plan, use):
             members += _members(len(sources), files.name, cases, plan)
             sources.append(Source(files.name, cases))
-    if filters:
-        members = keep(filters, members, lambda case: case.info)
-    _check_masks(sources, masks)
-    train, validation, note = _split(datasets, fold, sources, members)
+    left = keep(filters, members, lambda case: case.info) if filters else members
+    train, validation, note = _split(datasets, fold, sources, members, left)
+    _check_masks(sources, train, masks)
+    members = left
     labelled = sum(sources[case.source].cases.labelled for case in members)
     counts = f"{labelled} labelled and {len(members) - labelled} unlabelled cases"
     return Selection(CasePool(sources, train, balance), CasePool(sources, validation, balance), f"{counts}; {note}")
@@ -93,16 +93,34 @@ def check_agreement(datasets: Sequence[tuple[DatasetFiles, Plan]]) -> None:
         if found:
             rows = "; ".join(f"{name}: {a} and {b}" for name, (a, b) in found.items())
             raise ValueError(
-                f"{first.name} and {files.name} are preprocessed differently with {plan.name}: {rows}. Give both the "
-                f"same plans with nnUNetv2_move_plans_between_datasets -s {dataset_number(first.name)} -t "
-                f"{dataset_number(files.name)} -sp {plan.name} -tp NEW_NAME, and preprocess with them."
+                f"{first.name} and {files.name} are preprocessed differently with {plan.name}: {rows}. "
+                f"{_how_to_agree(first, files, plan)}"
             )
+
+
+def _how_to_agree(first: DatasetFiles, second: DatasetFiles, plan: Plan) -> str:
+    # nnU-Net moves plans to datasets with labelled images only.
+    source, target = (first, second) if second.has_labelled else (second, first)
+    if not target.has_labelled:
+        return (
+            "Neither has labelled images: preprocess the images of both into one of them "
+            f"(nnUNetv2_preprocess_unlabeled -d {dataset_number(first.name)})."
+        )
+    return (
+        f"Give both the same plans with nnUNetv2_move_plans_between_datasets -s {dataset_number(source.name)} -t "
+        f"{dataset_number(target.name)} -sp {plan.name} -tp NEW_NAME, and preprocess with them."
+    )
 
 
 def _folders(files: DatasetFiles, plan: Plan, use: Use) -> list[Cases]:
     """The folders of a dataset that are to be used and that there are."""
     found = []
-    if use != "unlabeled" and (use == "labeled" or files.has_labelled):
+    if use == "labeled" and not files.has_labelled:
+        raise FileNotFoundError(
+            f"{files.name} has no labelled cases: {files.data} is missing or empty. Run nnUNetv2_preprocess -d "
+            f"{dataset_number(files.name)} -plans_name {plan.name} -c {plan.configuration}, or leave out -use labeled."
+        )
+    if use != "unlabeled" and files.has_labelled:
         found.append(Cases(files.data, plan.input_channels))
     if use != "labeled" and (use == "unlabeled" or files.has_unlabelled):
         if not files.has_unlabelled:
@@ -134,19 +152,27 @@ def _members(source: int, dataset: str, cases: Cases, plan: Plan) -> list[Case]:
     ]
 
 
-def _check_masks(sources: Sequence[Source], masks: Sequence[MaskKind]) -> None:
+def _check_masks(sources: Sequence[Source], train: Sequence[Case], masks: Sequence[MaskKind]) -> None:
     for kind in masks:
-        if not any((source.cases.folder / kind).is_dir() for source in sources):
+        there = [source.cases.masked(kind) for source in sources]
+        count = sum(case.identifier in there[case.source] for case in train)
+        log.info("%d of %d cases to train on have an %s mask", count, len(train), kind)
+        if not count:
             setting = "ignore_anonymized" if kind == "anonymization" else "sample_in"
             raise ValueError(
-                f"{setting} needs {kind} masks, but no case has one. They come with a collection: see "
+                f"{setting} needs {kind} masks, but no case to train on has one. They come with a collection: see "
                 "documentation/how-to/collections.md."
             )
 
 
 def _split(
-    datasets: Sequence[tuple[DatasetFiles, Plan]], fold: str, sources: Sequence[Source], members: Sequence[Case]
+    datasets: Sequence[tuple[DatasetFiles, Plan]],
+    fold: str,
+    sources: Sequence[Source],
+    everything: Sequence[Case],
+    members: Sequence[Case],
 ) -> tuple[list[Case], list[Case], str]:
+    """Training cases, validation cases and a note; ``members`` are what the filters left of ``everything``."""
     if fold == "all":
         return _hold_out(members, "all cases")
     validated: set[tuple[int, str]] = set()
@@ -160,8 +186,12 @@ def _split(
             members = [case for case in members if case.source != number or case.identifier not in unused]
             notes.append(split.note)
     validation = [case for case in members if (case.source, case.identifier) in validated]
-    subjects = {case.subject for case in validation}
+    # Of all cases: a filter that drops the labelled image of a subject must not let its other images in.
+    subjects = {case.subject for case in everything if (case.source, case.identifier) in validated}
     train = [case for case in members if case.subject not in subjects]
+    dropped = len(members) - len(train) - len(validation)
+    if dropped:
+        log.info("%d cases are left out: fold %s validates on their subjects", dropped, fold)
     if not train:
         raise ValueError(f"Fold {fold} has no training case left. Choose another FOLD, or other filters.")
     if not validation:

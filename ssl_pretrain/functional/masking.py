@@ -57,7 +57,8 @@ def guided_mask(difficulty: Tensor, masked: int, hard: int, generator: torch.Gen
         Two boolean tensors (B, *grid): the mask, and which of its cells were chosen for being hard.
     """
     flat = difficulty.flatten(1)
-    hardest = _mask_largest(flat, hard)
+    # Where fewer cells were rated than are to be hard, the largest are not all rated ones.
+    hardest = _mask_largest(flat, hard) & ~flat.isneginf()
     scores = torch.rand(flat.shape, generator=generator, device=flat.device)
     # Scores lie in [0, 1): two more puts every hard cell before every other one.
     chosen = _mask_largest(scores + 2.0 * hardest, masked)

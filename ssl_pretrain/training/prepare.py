@@ -15,7 +15,7 @@ from ssl_pretrain.data.cases import MaskKind
 from ssl_pretrain.data.filters import parse_filters
 from ssl_pretrain.data.locate import DatasetFiles, Plan, environment_folder, locate, locate_explicit
 from ssl_pretrain.data.module import CropData
-from ssl_pretrain.data.selection import Selection, select
+from ssl_pretrain.data.selection import Selection, check_agreement, select
 from ssl_pretrain.functional.geometry import Triple, check_patch
 from ssl_pretrain.methods import Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import build_backbone
@@ -78,6 +78,7 @@ def prepare(config: PretrainConfig, *, resume: bool = False) -> Run:
         batch_size=config.batch_size or plan.batch_size,
         num_workers=default_workers() if config.num_workers is None else config.num_workers,
     )
+    check_agreement([(files, plan), *datasets])
     cases = select(
         datasets,
         fold=config.fold,
@@ -229,4 +230,5 @@ def _data(config: PretrainConfig, cases: Selection, crops_per_sample: int) -> Cr
         num_workers=config.num_workers,
         accumulate=config.task.accumulate,
         augment_on=config.augment_on,
+        pinned=config.device == "cuda",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,9 @@ from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 
 log = logging.getLogger("ssl_pretrain")
+
+CASES = "cases.json"
+"""The cases of a run, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,31 @@ def check_output(run: Run, resume: bool) -> None:
             f"{run.folder} holds a run with other settings: {rows}. Continue with the same settings, or choose another "
             "folder with -o."
         )
+    check_same_cases(run)
+
+
+def check_same_cases(run: Run) -> None:
+    """Refuse to continue on other cases than those the run began with: what was trained on would be validated on.
+
+    Raises:
+        ValueError: names the numbers and an example.
+    """
+    stored = run.folder / CASES
+    if not stored.is_file():
+        return
+    before: dict[str, list[str]] = json.loads(stored.read_text(encoding="utf-8"))
+    for part, now in cases_of(run).items():
+        if changed := set(before[part]) ^ set(now):
+            raise ValueError(
+                f"{run.folder} was begun with {len(before[part])} cases in {part}, now there are {len(now)}; "
+                f"{len(changed)} differ, e.g. {min(changed)}. Continue with the cases of then (without new ones: move "
+                "them elsewhere until the run is over), or choose another folder with -o."
+            )
+
+
+def cases_of(run: Run) -> dict[str, list[str]]:
+    """Names of the cases that are trained on and validated on."""
+    return {"train": run.cases.train.names, "validation": run.cases.validation.names}
 
 
 def _fit(run: Run, checkpoint: Path | None) -> History:
@@ -130,6 +159,7 @@ def _fit(run: Run, checkpoint: Path | None) -> History:
     trainer = build_trainer(config, run, callbacks)
     if trainer.is_global_zero:
         write_json(run.config.to_dict(), run.folder / "config.json")
+        write_json(cases_of(run), run.folder / CASES)
     log_start(run, checkpoint)
     trainer.fit(run.method, datamodule=run.data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     if trainer.is_global_zero and len(history.rows) == config.epochs and not (run.folder / FINAL).exists():

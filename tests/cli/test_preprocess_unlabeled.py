@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import platform
 import re
 import shlex
 import shutil
@@ -298,7 +299,7 @@ def test_a_collection_with_masks_and_filters(tmp_path, dataset, out, capsys):
     assert "3 images. 0 are done, 3 to do" in capsys.readouterr().out
     cases = Cases(out, 1, labelled=False)
     assert len(cases.anatomy("C__d__p2__s__c_0000")) == 64
-    assert not cases.has_mask("C__d__p2__s__c_0000", "anonymization")
+    assert (len(cases.masked("anatomy")), cases.masked("anonymization")) == (3, set())
     assert run("--verify", inputs=[file]) == 0
     assert "3 are done, 0 to do" in capsys.readouterr().out
 
@@ -457,3 +458,41 @@ def test_the_documentation_has_every_flag_and_only_commands_that_are_accepted(ca
     section = page.partition("\n## Flags\n")[2].partition("\n## ")[0]
     rows = set(re.findall(r"`(--?\w+)(?: INPUT …| CONDITION …)?`", section))
     assert rows == {option for a in build_parser()._actions for option in a.option_strings} - {"-h", "--help"}
+
+
+def test_a_corrected_collection_renews_what_is_known_about_finished_cases(dataset, out, tmp_path, capsys):
+    write_images(tmp_path / "images", ["a"])
+    file = tmp_path / "pretrain_data.json"
+
+    def write(modality):
+        image = {"name": "a.nii.gz", "image_path": "images/a_0000.nii.gz", "modality": modality}
+        session = {"images": [image]}
+        subjects = {"sub-1": {"sessions": {"ses-1": session}}}
+        content = {
+            "collection_index": 1,
+            "collection_name": "C",
+            "datasets": {"ds": {"dataset_index": "ds", "subjects": subjects}},
+        }
+        file.write_text(json.dumps(content))
+
+    write("T1w")
+    assert run(inputs=[file]) == 0
+    (name,) = done(out)
+    before = (out / f"{name}.b2nd").stat().st_mtime_ns
+    assert Cases(out, 1, labelled=False).index().about[0]["info"]["modality"] == "T1w"
+    write("T2w")
+    assert run(inputs=[file]) == 0
+    assert "what is known about 1 finished cases has changed" in capsys.readouterr().out
+    assert (out / f"{name}.b2nd").stat().st_mtime_ns == before, "its voxels stay"
+    assert Cases(out, 1, labelled=False).index().about[0]["info"]["modality"] == "T2w"
+
+
+def test_what_another_process_is_writing_is_left_alone_and_what_a_dead_one_left_is_removed(dataset, out):
+    alive, dead = (out / f".incomplete_0_of_1__{platform.node()}__{n}" for n in (os.getppid(), 2**22 + 1))
+    for folder in (alive, dead):
+        folder.mkdir(parents=True)
+        (folder / "half.b2nd").write_bytes(b"x")
+    assert run() == 0
+    assert (alive / "half.b2nd").is_file()
+    assert not dead.exists()
+    assert [f.name for f in out.glob(".incomplete*")] == [alive.name]

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -60,7 +61,13 @@ def test_only_what_is_new_or_changed_is_opened_again(folder, monkeypatch):
     assert set(json.loads(index_file(folder).read_text())["cases"]) == {"case_1", "case_2", "case_9"}
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"cases": 3}', '{"other": {}}', "[1]"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", '{"cases": 3}', '{"other": {}}', "[1]", '{"version": 1}', '{"version": 1, "cases": []}'),
+        '{"version": 1, "cases": {"case_0": null, "case_1": [null, [1, 2, 3, 4], {}], "case_2": [[1, 2, 3], 7, {}]}}',
+    ],
+)
 def test_a_broken_index_is_made_again(folder, content):
     index_file(folder).write_text(content)
     assert len(Cases(folder, 1, labelled=False).index().identifiers) == 3
@@ -86,3 +93,30 @@ def test_a_wrong_number_of_channels_is_found_before_training(folder):
         Cases(folder, 1, labelled=False).index()
     with pytest.raises(CaseError, match=r"case_0\.b2nd has 1 channels, the plans say 2"):
         Cases(folder, 2, labelled=False).index()
+
+
+def test_what_is_known_about_a_case_is_read_again_when_its_properties_change(folder):
+    Cases(folder, 1, labelled=False).index()
+    properties = pickle.loads((folder / "case_1.pkl").read_bytes())
+    properties["ssl_pretrain"]["info"]["modality"] = "T2w"
+    (folder / "case_1.pkl").write_bytes(pickle.dumps(properties))
+    assert [about["info"]["modality"] for about in Cases(folder, 1, labelled=False).index().about] == [
+        "T1w",
+        "T2w",
+        "T1w",
+    ]
+
+
+def test_one_bad_case_does_not_cost_the_work_on_the_others(folder, monkeypatch):
+    (folder / "case_2.b2nd").write_bytes(b"nothing")
+    with pytest.raises(CaseError, match=r"case_2\.b2nd is truncated or corrupt.*nnUNetv2_preprocess"):
+        Cases(folder, 1, labelled=False).index()
+    (folder / "case_2.b2nd").unlink()
+    assert opened(Cases(folder, 1, labelled=False), monkeypatch) == []
+
+
+def test_an_unpacked_copy_beside_a_compressed_case_is_not_taken_for_it(folder, monkeypatch):
+    np.save(folder / "case_1.npy", volume(0))
+    Cases(folder, 1, labelled=False).index()
+    write_unlabelled(folder, "case_1", volume(7, (20, 22, 30)), INFO)
+    assert opened(Cases(folder, 1, labelled=False), monkeypatch) == ["case_1"]

@@ -131,5 +131,31 @@ def test_datasets_that_were_preprocessed_differently_are_refused(dataset, home):
 
 @pytest.mark.parametrize(("kind", "setting"), [("anonymization", "ignore_anonymized"), ("anatomy", "sample_in")])
 def test_a_setting_that_needs_masks_says_so_when_there_are_none(dataset, kind, setting):
-    with pytest.raises(ValueError, match=f"{setting} needs {kind} masks, but no case has one"):
+    (dataset / UNLABELLED / kind).mkdir()
+    with pytest.raises(ValueError, match=f"{setting} needs {kind} masks, but no case to train on has one"):
         chosen(masks=[kind])
+
+
+def test_labelled_cases_that_are_asked_for_and_not_there_are_said(dataset):
+    for file in (dataset / IDENTIFIER).iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no labelled cases.*nnUNetv2_preprocess -d 7"):
+        chosen(use="labeled")
+
+
+def test_a_filter_does_not_let_in_the_subjects_that_are_validated_on(dataset):
+    chosen(fold="0")
+    held = json.loads((dataset / "splits_final.json").read_text())[0]["val"][0]
+    info = {"subject": f"{NAME}__{held}", "modality": "T1w"}
+    write_unlabelled(dataset / UNLABELLED, "again", volume(1, SMALL), info, made_with=CURRENT)
+    found = chosen(fold="0", filters=parse_filters(["modality=T1w"]))
+    assert "again" not in names(found.train) + names(found.validation)
+
+
+def test_plans_can_be_moved_to_the_dataset_with_labels_only(dataset, home):
+    second_dataset(home, spacing=[2.0, 1.0, 1.0])
+    for file in (home / "Dataset008_Other" / IDENTIFIER).iterdir():
+        file.unlink()
+    write_unlabelled(home / "Dataset008_Other" / UNLABELLED, "a", volume(0, SMALL))
+    with pytest.raises(ValueError, match=r"move_plans_between_datasets -s 8 -t 7"):
+        chosen(("7", "8"))

@@ -99,3 +99,12 @@ def test_seeds_of_different_paths_differ():
     seeds = {derive_seed(0, stream, step) for stream in range(3) for step in range(100)}
     assert len(seeds) == 300
     assert derive_seed(7, 1, 2) == derive_seed(7, 1, 2) != derive_seed(8, 1, 2)
+
+
+def test_cells_that_nobody_rated_are_never_hard_however_many_are_wanted():
+    difficulty = torch.full((2, 4, 4, 4), -torch.inf)
+    difficulty[:, 0, 0, :2] = 1.0
+    mask, hard = guided_mask(difficulty, 40, 19, torch.Generator().manual_seed(0))
+    assert hard.flatten(1).sum(1).tolist() == [2, 2]
+    assert mask.flatten(1).sum(1).tolist() == [40, 40]
+    assert not torch.equal(mask[0], mask[1]), "what is not hard is random"

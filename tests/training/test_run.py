@@ -2,18 +2,20 @@
 
 import csv
 import os
+import shutil
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
-from made_data import NAME, write_dataset
+from made_data import IDENTIFIER, NAME, volume, write_case, write_dataset
 
 from ssl_pretrain import PretrainConfig, pretrain
 from ssl_pretrain.data.crops import CropDataset
 from ssl_pretrain.methods import Method
 from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, NonFiniteLossError
 from ssl_pretrain.training.guards import PreemptedError
+from ssl_pretrain.training.prepare import prepare
 
 TIMING = {"images_per_second", "epoch_seconds"}
 TRAIN, VALIDATION, PICTURE = 6, 4, 1
@@ -371,3 +373,25 @@ def test_an_accumulating_run_is_continued_bit_for_bit_after_sigterm(dataset, tmp
         StopAfter(patch, crops, lambda: os.kill(os.getpid(), signal.SIGTERM))
         pretrain(terminated)
     assert_same_run(pretrain(terminated, resume=True).folder, whole.folder)
+
+
+def test_a_run_is_not_continued_on_other_cases(dataset, tmp_path):
+    """A new hold-out would validate on what was trained on."""
+    made = config(tmp_path, fold="all", epochs=1)
+    pretrain(made)
+    folder = dataset / IDENTIFIER
+    write_case(folder, "new", volume(17))
+    with pytest.raises(ValueError, match=r"begun with 5 cases in train, now there are \d.*differ.*-o"):
+        pretrain(made, resume=True)
+    for file in folder.glob("new*"):
+        file.unlink()
+    assert pretrain(made, resume=True).checkpoint.is_file()
+
+
+def test_the_plans_of_the_dataset_itself_count_beside_those_drawn_from(dataset, tmp_path):
+    other = dataset.parent / "Dataset008_Other"
+    shutil.copytree(dataset, other)
+    plans_file = other / "nnUNetPlans.json"
+    plans_file.write_text(plans_file.read_text().replace("[1.0, 1.0, 1.0]", "[3.0, 3.0, 3.0]"))
+    with pytest.raises(ValueError, match="Dataset007_Made and Dataset008_Other are preprocessed differently"):
+        prepare(config(tmp_path, datasets=("8",)))

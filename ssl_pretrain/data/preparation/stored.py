@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ssl_pretrain.data.case_info import CaseInfo
 from ssl_pretrain.data.cases import OURS, MaskKind
+from ssl_pretrain.files import write_atomic
 from ssl_pretrain.functional.geometry import Triple
 
 IMAGE_ENDING = ".b2nd"
@@ -88,9 +90,17 @@ def store(case: PreprocessedCase, folder: Path, identifier: str, patch: Triple, 
         # blosc2 reports a full disk as RuntimeError or ValueError.
         free = shutil.disk_usage(folder).free / 2**30
         raise OSError(
-            f"{identifier} could not be written to {folder}: {' '.join(str(error).split())}. Is there no space left? "
-            f"{free:.2f} GiB are free. Free some, then run the command again."
+            f"{identifier} could not be written to {folder}: {' '.join(str(error).split())}. {free:.2f} GiB are free "
+            "there: is there no space left, or a quota? Free some, then run the command again."
         ) from error
+
+
+def renew_info(folder: Path, identifier: str, info: CaseInfo) -> None:
+    """Replace what is known about a finished case; its voxels stay."""
+    properties = read_properties(folder, identifier)
+    if properties is not None:
+        properties[OURS]["info"] = info.to_dict()
+        write_atomic(folder / f"{identifier}.pkl", "wb", lambda handle: pickle.dump(properties, handle))
 
 
 def discard(folder: Path, identifier: str) -> None:

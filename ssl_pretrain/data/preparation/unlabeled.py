@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,13 +20,24 @@ from ssl_pretrain.data.preparation.parallel import Failure, run_cases
 from ssl_pretrain.data.preparation.preprocess import Made, Preprocessor, masks_of
 from ssl_pretrain.data.preparation.report import Failures
 from ssl_pretrain.data.preparation.sources import some
-from ssl_pretrain.data.preparation.stored import KINDS, discard, fault_of, image_file, names_in, read_properties
+from ssl_pretrain.data.preparation.stored import (
+    KINDS,
+    discard,
+    fault_of,
+    image_file,
+    names_in,
+    read_properties,
+    renew_info,
+)
 from ssl_pretrain.data.preparation.target import Target
 
 logger = logging.getLogger(__name__)
 
 READERS = 8
 """Threads that read what is kept with finished cases."""
+
+A_DAY = 24 * 3600
+"""Seconds."""
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Takes what arrives case by case, how many there are and what is done to them, and hands it on: a progress bar."""
@@ -177,7 +190,7 @@ def _finished(cases: Sequence[ImageCase], target: Target) -> list[ImageCase]:
         ValueError: some were made with other plans.
     """
     candidates, expected = _with_files(cases, target.folder), target.made_with
-    finished, other_plans, elsewhere = [], [], []
+    finished, other_plans, elsewhere, renewed = [], [], [], 0
     # On a network drive, opening a file is waiting; many wait together.
     with ThreadPoolExecutor(READERS) as pool:
         origins = pool.map(lambda case: _origin(target.folder, case.identifier), candidates)
@@ -185,12 +198,17 @@ def _finished(cases: Sequence[ImageCase], target: Target) -> list[ImageCase]:
             if origin is None:
                 logger.warning("%s: its .pkl is missing or damaged, so it is made again", case.identifier)
                 continue
-            made_with, sources = origin
+            made_with, sources, info = origin
+            if info != case.info.to_dict():
+                renewed += 1
+                renew_info(target.folder, case.identifier, case.info)
             if made_with != expected:
                 other_plans.append(case.identifier)
             if sources != [str(file.absolute()) for file in case.images]:
                 elsewhere.append((sources[0], str(case.images[0])))
             finished.append(case)
+    if renewed:
+        logger.info("what is known about %d finished cases has changed (subject, modality, …) and was renewed", renewed)
     if other_plans:
         raise ValueError(
             f"{target.folder} has cases that were preprocessed with other plans than {target.plan.name} "
@@ -219,10 +237,13 @@ def _with_files(cases: Sequence[ImageCase], folder: Path) -> list[ImageCase]:
     ]
 
 
-def _origin(folder: Path, identifier: str) -> tuple[str, list[str]] | None:
-    """What a case was made with and from; None if that cannot be read."""
+def _origin(folder: Path, identifier: str) -> tuple[str, list[str], dict[str, Any]] | None:
+    """What a case was made with and from, and what is known about it; None if that cannot be read."""
     properties = read_properties(folder, identifier)
-    return None if properties is None else (properties[OURS]["made_with"], properties[OURS]["sources"])
+    if properties is None:
+        return None
+    ours = properties[OURS]
+    return ours["made_with"], ours["sources"], ours.get("info", {})
 
 
 def _intact(cases: Sequence[ImageCase], target: Target, options: Options) -> list[ImageCase]:
@@ -240,12 +261,30 @@ def _intact(cases: Sequence[ImageCase], target: Target, options: Options) -> lis
     return intact
 
 
+def _is_left_over(staging: Path) -> bool:
+    """Whether nobody writes into a folder any more: its process is gone, or of another machine and silent for a day."""
+    _, machine, process = [*staging.name.rsplit("__", 2), "", ""][:3]
+    if machine == platform.node() and process.isdecimal():
+        return not Path(f"/proc/{process}").exists() if Path("/proc/self").exists() else _silent(staging)
+    return _silent(staging)
+
+
+def _silent(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime > A_DAY
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def _staging_folder(folder: Path, options: Options) -> Iterator[Path]:
-    """A hidden folder for what is not complete, which no other part uses. What a killed run left there is removed."""
-    staging = folder / f".incomplete_{options.part}_of_{options.parts}"
+    """A hidden folder for what is not complete, which no other process uses. What killed runs left is removed."""
+    for left in folder.glob(".incomplete_*"):
+        if _is_left_over(left):
+            shutil.rmtree(left, ignore_errors=True)
+    staging = folder / f".incomplete_{options.part}_of_{options.parts}__{platform.node()}__{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True, exist_ok=True)
+    staging.mkdir(parents=True)
     try:
         yield staging
     finally:

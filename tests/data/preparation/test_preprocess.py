@@ -214,7 +214,7 @@ def test_a_full_disk_is_an_error_and_never_a_case(tmp_path):
     *failed, success, complete = done.stdout.splitlines()
     for message, left in zip(failed[::2], failed[1::2], strict=True):
         assert message.startswith(f"x could not be written to {tmp_path / 'out'}: ")
-        assert "Is there no space left? " in message
+        assert "is there no space left, or a quota?" in message
         assert "Free some, then run the command again" in message
         assert left == "[] []"
     assert len(failed) == 2 * 4
