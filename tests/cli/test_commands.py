@@ -123,7 +123,7 @@ def test_the_five_explicit_inputs_of_anatomask(dataset, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-m", "MAE99"], "Unknown method 'MAE99'. Choose from AnatoMask, SparK (-m)"),
+        (["-m", "MAE99"], "Unknown method 'MAE99'. Choose from AnatoMask, SparK, MAE, S3D"),
         (["-network", "UNETR"], "Unknown network 'UNETR'. Choose from plans, STUNet_small"),
         (["-network", "nowhere:Net"], "module 'nowhere' cannot be imported"),
         (["-set", "nothing=1"], "Unknown setting 'nothing' of AnatoMask. There: "),
