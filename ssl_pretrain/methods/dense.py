@@ -30,6 +30,13 @@ class DenseNetwork(nn.Module):
         return cast("Tensor", self.head(self.backbone.dense(image)))
 
 
+def freeze_all_but(used: set[int], network: nn.Module) -> None:
+    """No gradient for the parameters of a network but for those with these ``id``."""
+    for parameter in network.parameters():
+        if id(parameter) not in used:
+            parameter.requires_grad_(False)
+
+
 def train_only_used(backbone: Backbone, head: nn.Module, drop_path: float = 0.0, *, decoder: bool = True) -> None:
     """Parameters that the pretext task never touches get no gradient: no optimiser state, no waiting for it in DDP.
 
@@ -42,8 +49,6 @@ def train_only_used(backbone: Backbone, head: nn.Module, drop_path: float = 0.0,
     keys = {*backbone.encoder_keys, *(backbone.decoder_keys if decoder else ())}
     named = backbone.network.named_parameters(remove_duplicate=False)
     used = {id(p) for name, p in named if name in keys} | {id(p) for p in head.parameters()}
-    for parameter in backbone.network.parameters():
-        if id(parameter) not in used:
-            parameter.requires_grad_(False)
+    freeze_all_but(used, backbone.network)
     if isinstance(backbone, TokenBackbone):
         backbone.set_drop_path(drop_path)

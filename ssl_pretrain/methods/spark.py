@@ -19,6 +19,7 @@ from ssl_pretrain.functional.losses import cell_errors, cell_statistics, masked_
 from ssl_pretrain.functional.masking import count_masked, random_mask, repeat_to
 from ssl_pretrain.functional.patches import from_cells, to_cells
 from ssl_pretrain.methods.base import Batch, MethodSetup, Output
+from ssl_pretrain.methods.dense import freeze_all_but
 from ssl_pretrain.methods.light_decoder import DecoderKind, Norm
 from ssl_pretrain.methods.recipe import Family
 from ssl_pretrain.methods.spark_network import SparKNetwork
@@ -120,7 +121,7 @@ class SparK(SparseMethod):
             kind=config.decoder,
             checkpointing=config.checkpointing,
         )
-        _freeze_unused(setup.backbone.network, self.student)
+        freeze_all_but({id(p) for p in self.student.parameters()}, setup.backbone.network)
 
     def networks(self) -> tuple[SparKNetwork, ...]:
         """Every network that reconstructs images."""
@@ -208,14 +209,6 @@ def _decoder_norm(config: SparKConfig, setup: MethodSetup) -> Norm:
     if config.decoder_norm != "auto":
         return config.decoder_norm
     return "batch" if setup.length.batch_size >= SMALLEST_BATCH_FOR_BATCH_NORM else "instance"
-
-
-def _freeze_unused(network: nn.Module, student: nn.Module) -> None:
-    """Parameters that the pretext task never touches get no gradient: no optimiser state, no waiting for it in DDP."""
-    used = {id(p) for p in student.parameters()}
-    for parameter in network.parameters():
-        if id(parameter) not in used:
-            parameter.requires_grad_(False)
 
 
 def _unrated_to_nan(difficulty: Tensor) -> Tensor:

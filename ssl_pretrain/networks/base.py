@@ -85,17 +85,6 @@ class Backbone(nn.Module):
         """(B, C, D, H, W) -> feature maps, fine to coarse."""
         return cast("list[Tensor]", self.encoder(x))
 
-    def decode(self, maps: list[Tensor]) -> Tensor:
-        """Feature maps, fine to coarse -> what the network's own decoder makes of them.
-
-        Raises:
-            TypeError: the network has no decoder of its own.
-        """
-        decoder = getattr(self.network, "decode", None) or getattr(self.network, "decoder", None)
-        if not callable(decoder):
-            raise TypeError(f"{type(self.network).__name__} has no decoder to train.")
-        return cast("Tensor", decoder(maps))
-
     @property
     def has_decoder(self) -> bool:
         """Whether :meth:`decode_features`, :meth:`new_head` and :attr:`segmentation_head` work."""

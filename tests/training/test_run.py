@@ -395,3 +395,39 @@ def test_the_plans_of_the_dataset_itself_count_beside_those_drawn_from(dataset, 
     plans_file.write_text(plans_file.read_text().replace("[1.0, 1.0, 1.0]", "[3.0, 3.0, 3.0]"))
     with pytest.raises(ValueError, match="Dataset007_Made and Dataset008_Other are preprocessed differently"):
         prepare(config(tmp_path, datasets=("8",)))
+
+
+def test_volume_fusion_needs_two_cases(dataset, tmp_path):
+    for file in (dataset / IDENTIFIER).iterdir():
+        if not file.name.startswith("case_00"):
+            file.unlink()
+    with pytest.raises(ValueError, match=r"VolumeFusion needs crops of at least 2 different cases.*there is 1"):
+        prepare(config(tmp_path, method="VolumeFusion", fold="all"))
+
+
+def test_a_patch_that_leaves_one_voxel_is_refused(dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"\(4, 4, 4\) leaves a single voxel of the network's coarsest map"):
+        prepare(config(tmp_path, patch_size=(4, 4, 4)))
+
+
+def test_the_decoder_is_exported_as_it_was_where_the_encoder_alone_is_asked_for(dataset, tmp_path):
+    whole, encoder = (
+        torch.load(pretrain(config(tmp_path, name, method="MAE", epochs=1, export=name)).checkpoint, weights_only=True)
+        for name in ("all", "encoder")
+    )
+    before = prepare(config(tmp_path, method="MAE")).method.backbone
+    decoder, weights = before.decoder_keys, before.network.state_dict()
+    assert decoder
+    assert set(decoder) <= set(whole["pretraining"]["pretrained_keys"])
+    assert not set(decoder) & set(encoder["pretraining"]["pretrained_keys"])
+    assert all(torch.equal(encoder["network_weights"][key], weights[key]) for key in decoder)
+    assert any(not torch.equal(whole["network_weights"][key], weights[key]) for key in decoder)
+    for key in before.encoder_keys:
+        assert torch.equal(encoder["network_weights"][key], whole["network_weights"][key])
+
+
+def test_a_primus_is_handed_over_with_its_plans_and_its_trainer(dataset, tmp_path):
+    size = {"width": 36, "depth": 1, "heads": 2}
+    made = config(tmp_path, method="MAE", network="PrimusS", network_settings=size, epochs=1)
+    assert "-p nnUNetPlans_PrimusS_depth1_heads2_width36 -tr PrimusTrainer_ft" in pretrain(made).finetune_command
+    assert (dataset / "nnUNetPlans_PrimusS_depth1_heads2_width36.json").is_file()
