@@ -1,7 +1,8 @@
 """Imports point one way.
 
 functional ◄ sparse ◄ networks ◄ methods ◄ training ◄ cli
-functional ◄ data ◄ training          networks ◄ transfer ◄ training, cli, nnunetv2/          report ◄ training, cli
+functional ◄ data ◄ training          networks ◄ transfer ◄ training, cli          report ◄ training, study, cli
+transfer ◄ finetuning ◄ nnunetv2/, study ◄ cli
 
 ``files.py`` is below all that writes, ``config.py`` stands between methods, data and training. Imports within functions
 and for type checkers count, too.
@@ -28,10 +29,12 @@ BELOW = {
     "data": ("functional", "files"),
     "config": ("methods", "data"),
     "transfer": ("networks", "files"),
+    "finetuning": ("transfer",),
     "report": (),
     "training": ("config", "transfer", "report"),
-    "cli": ("training",),
-    PLUGINS: ("transfer",),
+    "study": ("finetuning", "report"),
+    "cli": ("training", "study"),
+    PLUGINS: ("finetuning",),
 }
 """Room -> the rooms directly below it; what is below those may be used as well."""
 

@@ -1,0 +1,218 @@
+"""Every method on every kind of network through the real commands: pretrained, then fine-tuned by nnU-Net.
+
+    python benchmarks/matrix.py --datasets 4 221 --work FOLDER --json FILE
+
+Each cell runs ``nnUNetv2_pretrain`` for 30 steps, then the command that it prints, with the trainer cut to one short
+epoch and without nnU-Net's validation of whole cases. The networks are small by ``-network_settings``, patches and
+batches by plans that differ in nothing else; those lie in FOLDER, beside links to the preprocessed cases. ``arrived``
+counts the pretrained tensors that the network has, bit for bit, when nnU-Net starts to train.
+
+Cells that FILE has already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import provenance, write
+from benchmarks.matrix_trainer import NAME, write_trainer
+from ssl_pretrain.methods import METHODS
+from ssl_pretrain.report.tables import format_table
+from ssl_pretrain.transfer.extension import extension_folder
+
+NETWORKS: dict[str, tuple[str, ...]] = {
+    "plans": (),
+    "STUNet_small": (),
+    "ResEncM": ("width=16", "widest=128", "depth=2"),
+    "PrimusS": ("width=132", "depth=4", "heads=2"),
+    "ViT_B16": ("width=192", "depth=4", "heads=4"),
+}
+"""One of each kind, and what makes it small."""
+
+TOKENS = {"PrimusS": 8, "ViT_B16": 16}
+"""Voxels per axis of a token."""
+
+SHORT = {4: (40, 56, 40), 221: (32, 64, 64)}
+"""Patches by number of the dataset: nnU-Net's own for Hippocampus, a fifteenth of its voxels for OpenKBP."""
+
+PLANS = "nnUNetPlans_small"
+CONFIGURATION = "3d_fullres"
+EPOCHS, STEPS, FINE_TUNING_STEPS = 3, 10, 4
+
+
+def goes_together(method: str, network: str) -> bool:
+    """Which cells there are: what the table of methods in the README says."""
+    if network == "ViT_B16":
+        return method in ("SimMIM", "ModelsGenesis", "VolumeFusion")
+    if network == "PrimusS":
+        return method in ("MAE", "SimMIM", "ModelsGenesis", "VolumeFusion")
+    return method != "SimMIM"
+
+
+def mirror(number: int, work: Path) -> None:
+    """A folder of preprocessed data with links to the cases and plans of a small patch and batch.
+
+    Raises:
+        FileNotFoundError: the dataset is not preprocessed.
+    """
+    source = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{number:03d}_*"), None)  # noqa: SIM112
+    if source is None:
+        raise FileNotFoundError(f"Dataset {number} is not in nnUNet_preprocessed: run nnUNetv2_plan_and_preprocess.")
+    target = work / "preprocessed" / source.name
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("dataset.json", "dataset_fingerprint.json"):
+        (target / name).write_bytes((source / name).read_bytes())
+    plans = json.loads((source / "nnUNetPlans.json").read_text(encoding="utf-8"))
+    entry = plans["configurations"][CONFIGURATION]
+    entry.update(patch_size=list(SHORT.get(number, entry["patch_size"])), batch_size=2)
+    plans["plans_name"] = PLANS
+    (target / f"{PLANS}.json").write_text(json.dumps(plans, indent=2), encoding="utf-8")
+    for name in ("gt_segmentations", entry["data_identifier"]):
+        if not (target / name).exists():
+            (target / name).symlink_to((source / name).resolve(), target_is_directory=True)
+
+
+def patch_flags(network: str, number: int) -> list[str]:
+    """A patch of whole tokens where the one of the plans is none."""
+    token, patch = TOKENS.get(network), SHORT.get(number)
+    if token is None or patch is None or all(size % token == 0 for size in patch):
+        return []
+    return ["-patch_size", *(str(max(1, round(size / token)) * token) for size in patch)]
+
+
+def pretrain(method: str, network: str, number: int, work: Path) -> dict[str, Any]:
+    """Run the first command of a cell; returns losses, seconds, and the command that it prints."""
+    folder = work / "pretrained" / f"{number}_{method}_{network}"
+    settings = ["-network_settings", *NETWORKS[network]] if NETWORKS[network] else []
+    command = ["nnUNetv2_pretrain", str(number), CONFIGURATION, "0", "-m", method, "-network", network, *settings]
+    command += ["-p", PLANS, "-epochs", str(EPOCHS), "-iters", str(STEPS), "-val_iters", "1", "-device", "cpu"]
+    command += ["-batch_size", "2", "-num_workers", "0", "-o", str(folder), *patch_flags(network, number)]
+    started = time.perf_counter()
+    output = run(command, {})
+    seconds = time.perf_counter() - started
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+    return {
+        "command": shlex.join(command).replace(str(work), "WORK"),
+        "first_loss": round(losses[0], 4),
+        "last_loss": round(losses[-1], 4),
+        "pretraining_seconds": round(seconds, 1),
+        "next": re.findall(r"(nnUNetv2_train .*)", output)[-1],
+        "weights": str(folder / "checkpoint_final.pth"),
+    }
+
+
+def fine_tune(printed: str, weights: str, work: Path) -> dict[str, Any]:
+    """Run the second command of a cell, with its trainer cut short."""
+    command = shlex.split(printed)
+    base = "nnUNetTrainer"
+    if "-tr" in command:
+        place = command.index("-tr")
+        base = command[place + 1]
+        del command[place : place + 2]
+    folders = [str(extension_folder()), str(write_trainer(work, base, FINE_TUNING_STEPS))]
+    facts = work / "facts.json"
+    facts.unlink(missing_ok=True)
+    started = time.perf_counter()
+    run(
+        [*command, "-tr", NAME],
+        {"nnUNet_extTrainer": os.pathsep.join(folders), "MATRIX_WEIGHTS": weights, "MATRIX_FACTS": str(facts)},
+    )
+    seconds = time.perf_counter() - started
+    told = json.loads(facts.read_text(encoding="utf-8"))
+    return {
+        "trainer": told["trainer"],
+        "arrived": told["arrived"],
+        "offered": told["offered"],
+        "fine_tuning_loss": round(told["loss"], 4),
+        "fine_tuning_seconds": round(seconds, 1),
+    }
+
+
+def run(command: list[str], env: dict[str, str]) -> str:
+    """Run a command; its output.
+
+    Raises:
+        RuntimeError: it failed; ends with the end of what it said.
+    """
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(
+            f"{shlex.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
+        )
+    return done.stdout
+
+
+def cell(method: str, network: str, number: int, work: Path) -> dict[str, Any]:
+    """Run one cell."""
+    row: dict[str, Any] = {"dataset": number, "method": method, "network": network}
+    try:
+        pretrained = pretrain(method, network, number, work)
+        tuned = fine_tune(pretrained.pop("next"), pretrained.pop("weights"), work)
+    except RuntimeError as error:
+        return {**row, "error": str(error).replace(str(work), "WORK")}
+    return {**row, **pretrained, **tuned}
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """The cells as a table."""
+    headers = ("dataset", "method", "network", "pretraining loss", "tensors arrived", "trainer", "fine-tuning loss")
+    lines = []
+    for row in rows:
+        name = (row["dataset"], row["method"], row["network"])
+        if "error" in row:
+            lines.append((*name, "failed", "", "", ""))
+            continue
+        losses = f"{row['first_loss']} to {row['last_loss']}"
+        arrived = f"{row['arrived']} of {row['offered']}"
+        lines.append((*name, losses, arrived, row["trainer"], str(row["fine_tuning_loss"])))
+    return format_table(headers, lines)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", type=int, nargs="+", default=[4, 221])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--work", type=Path, required=True, help="folder for runs and links to the cases")
+    parser.add_argument("--json", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run every cell that is not in the file yet; 1 where one failed."""
+    args = arguments()
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    for number in args.datasets:
+        mirror(number, work)
+    os.environ.update(nnUNet_preprocessed=str(work / "preprocessed"), nnUNet_results=str(work / "results"))
+    os.environ.setdefault("nnUNet_n_proc_DA", "0")
+    known = json.loads(args.json.read_text(encoding="utf-8"))["rows"] if args.json.is_file() else []
+    rows = [row for row in known if "error" not in row]
+    done = {(row["dataset"], row["method"], row["network"]) for row in rows}
+    for key in [(n, m, k) for n in args.datasets for m in args.methods for k in args.networks if goes_together(m, k)]:
+        if key not in done:
+            number, method, network = key
+            rows.append(cell(method, network, number, work))
+            print(show(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+        write({**provenance("cpu"), "rows": rows}, args.json)
+    print(show(rows))
+    return int(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
