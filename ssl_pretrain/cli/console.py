@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -26,6 +27,35 @@ def set_up_console(level: int = logging.INFO) -> None:
     if not any(isinstance(handler, AboveTheBar) for handler in logger.handlers):
         logger.addHandler(AboveTheBar())
     logger.setLevel(level)
+
+
+def guarded(command: Callable[[], int], stopped: str = "Stopped.", expected: tuple[type[Exception], ...] = ()) -> int:
+    """Run a command; what goes wrong in expected ways is one line on stderr, or a traceback where the user wants one.
+
+    Args:
+        command: returns the exit status.
+        stopped: what to say after Ctrl-C.
+        expected: errors besides ``ValueError`` and ``OSError`` whose message is meant for the user.
+    """
+    own: tuple[type[Exception], ...] = (ValueError, OSError, *expected)
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except own as error:
+        if os.environ.get("SSL_PRETRAIN_TRACEBACK"):
+            raise
+        print(f"\nError: {message_of(error)}", file=sys.stderr)
+        return 1
+
+
+def message_of(error: Exception) -> str:
+    """An error's own words; one from a reading process comes wrapped in its traceback."""
+    text = str(error)
+    if text.startswith("Caught "):
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text
 
 
 def progress_bar(results: Iterable[Any], total: int, what: str) -> Iterable[Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.cli.console import set_up_console
+from ssl_pretrain.cli.console import guarded, set_up_console
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,17 +59,15 @@ def make(given: dict[str, Any], collection_of: Callable[..., Any]) -> int:
     overwrite = given.pop("overwrite", False)
     folder = Path(given.pop("folder"))
     file = Path(given.pop("file", folder / FILE_NAME))
-    try:
+
+    def run() -> int:
         collection = collection_of(folder, file, **given)
         write_collection(collection, overwrite=overwrite)
-    except (ValueError, OSError) as error:
-        if os.environ.get("SSL_PRETRAIN_TRACEBACK"):
-            raise
-        print(f"\nError: {error}", file=sys.stderr)
-        return 1
-    number, name = collection.collection_index, collection.collection_name.partition("_")[2]
-    print(f'\nPlan with:\n\n    nnUNetv2_plan_unlabeled -i "{file}" -d {number} -name {name} -spacing 1 1 1\n')
-    return 0
+        number, name = collection.collection_index, collection.collection_name.partition("_")[2]
+        print(f'\nPlan with:\n\n    nnUNetv2_plan_unlabeled -i "{file}" -d {number} -name {name} -spacing 1 1 1\n')
+        return 0
+
+    return guarded(run)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_pretrain.cli.console import EXIT_INTERRUPTED, progress_bar, set_up_console
+from ssl_pretrain.cli.console import guarded, progress_bar, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.data.preparation.image_case import ImageCase
@@ -118,23 +117,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, with errors as one line on stderr."""
     given = vars(build_parser().parse_args(arguments))
     set_up_console()
-    try:
-        # nnU-Net first: in a checkout of ours, the current folder has one of that name.
-        import nnunetv2  # noqa: F401
+    return guarded(lambda: run(given))
 
-        from ssl_pretrain.data.preparation.planning import plan_unlabeled
 
-        request = request_of(given)
-        cases, ending = find_cases(given, request)
-        planned = plan_unlabeled(request, cases, ending, _bar)
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (ValueError, OSError) as error:
-        if os.environ.get("SSL_PRETRAIN_TRACEBACK"):
-            raise
-        print(f"\nError: {error}", file=sys.stderr)
-        return 1
+def run(given: dict[str, Any]) -> int:
+    """Find the images, plan, say what came of it."""
+    # nnU-Net first: in a checkout of ours, the current folder has one of that name.
+    import nnunetv2  # noqa: F401
+
+    from ssl_pretrain.data.preparation.planning import plan_unlabeled
+
+    request = request_of(given)
+    cases, ending = find_cases(given, request)
+    planned = plan_unlabeled(request, cases, ending, _bar)
     print(f"\n{summary(planned)}\n\nPreprocess with:\n\n    {next_command(given, planned)}\n")
     failed = len(planned.failures.entries)
     if failed:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ssl_pretrain.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED, progress_bar, set_up_console
+from ssl_pretrain.cli.console import EXIT_TERMINATED, guarded, progress_bar, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.data.preparation.target import Target
@@ -57,15 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_console()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return run(given)
-    except KeyboardInterrupt:
-        print("\nStopped. What is done is kept; the same command goes on.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (ValueError, OSError) as error:
-        if os.environ.get("SSL_PRETRAIN_TRACEBACK"):
-            raise
-        print(f"\nError: {error}", file=sys.stderr)
-        return 1
+        return guarded(lambda: run(given), "Stopped. What is done is kept; the same command goes on.")
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 import sys
 import warnings
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_pretrain.cli.console import EXIT_TERMINATED, set_up_console
+from ssl_pretrain.cli.console import EXIT_TERMINATED, guarded, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.config import PretrainConfig
@@ -210,33 +209,34 @@ def parse_settings(pairs: Sequence[str], flag: str = "-set") -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", explicit: bool = False) -> int:
     """Run the command; returns the exit status, with errors as one line on stderr."""
     given = vars(build_parser(method, explicit).parse_args(arguments))
-    from ssl_pretrain.cli.dry_run import show
     from ssl_pretrain.training.checkpoints import NonFiniteLossError
+
+    # After the imports: Lightning sets the levels of its loggers when it is imported.
+    quiet_training()
+    return guarded(lambda: run(given, method), expected=(NonFiniteLossError,))
+
+
+def run(given: dict[str, Any], method: str) -> int:
+    """Pretrain, or show what would be, and say what comes next."""
+    # nnU-Net first: in a checkout of ours, the current folder has one of that name.
+    import nnunetv2  # noqa: F401
+
+    from ssl_pretrain.cli.dry_run import show
     from ssl_pretrain.training.guards import PreemptedError
     from ssl_pretrain.training.prepare import prepare
     from ssl_pretrain.training.run import pretrain
 
-    # After the imports: Lightning sets the levels of its loggers when it is imported.
-    quiet_training()
+    # A console command does not look for modules in the current folder; -network package.module:Class should.
+    sys.path.append(str(Path.cwd()))
+    config = config_from(given, method)
+    if given.get("dry_run"):
+        print(show(prepare(config)))
+        return 0
     try:
-        # nnU-Net first: in a checkout of ours, the current folder has one of that name. Then:
-        import nnunetv2  # noqa: F401
-
-        # A console command does not look for modules in the current folder; -network package.module:Class should.
-        sys.path.append(str(Path.cwd()))
-        config = config_from(given, method)
-        if given.get("dry_run"):
-            print(show(prepare(config)))
-            return 0
         result = pretrain(config, resume=bool(given.get("c")))
     except PreemptedError as stop:
         print(stop, file=sys.stderr)
         return EXIT_TERMINATED
-    except (ValueError, OSError, NonFiniteLossError) as error:
-        if os.environ.get("SSL_PRETRAIN_TRACEBACK"):
-            raise
-        print(f"\nError: {message_of(error)}", file=sys.stderr)
-        return 1
     print(f"\nFine-tune with:\n\n{_where_trainers_are(result.finetune_command)}    {result.finetune_command}\n")
     return 0
 
@@ -248,14 +248,6 @@ def _where_trainers_are(command: str) -> str:
     from ssl_pretrain.transfer.extension import VARIABLE, extension_folder
 
     return f"    export {VARIABLE}={shlex.quote(str(extension_folder()))}\n"
-
-
-def message_of(error: Exception) -> str:
-    """An error's own words; one from a reading process comes wrapped in its traceback."""
-    text = str(error)
-    if text.startswith("Caught "):
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return text
 
 
 def quiet_training() -> None:

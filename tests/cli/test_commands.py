@@ -12,7 +12,8 @@ import pytest
 import torch
 from made_data import IDENTIFIER, volume, write_case, write_dataset
 
-from ssl_pretrain.cli.pretrain import build_parser, config_from, main, message_of, parse_settings
+from ssl_pretrain.cli.console import message_of
+from ssl_pretrain.cli.pretrain import build_parser, config_from, main, parse_settings
 from ssl_pretrain.data.cases import CaseError
 
 QUICK = ["-epochs", "1", "-iters", "2", "-val_iters", "1", "-num_workers", "0", "-device", "cpu"]
