@@ -3,9 +3,9 @@
     python benchmarks/matrix.py --datasets 4 221 --work FOLDER --json FILE
 
 Each cell runs ``nnUNetv2_pretrain`` for 30 steps, then the command that it prints, with the trainer cut to one short
-epoch and without nnU-Net's validation of whole cases. The networks are small by ``-network_settings``, patches and
-batches by plans that differ in nothing else; those lie in FOLDER, beside links to the preprocessed cases. ``arrived``
-counts the pretrained tensors that the network has, bit for bit, when nnU-Net starts to train.
+epoch and without nnU-Net's validation of whole cases. The networks are small by ``-network_settings``; patches, batches
+and the widths of the planned network by plans of their own, which lie in FOLDER beside links to the preprocessed cases.
+``arrived`` counts the pretrained tensors that the network has, bit for bit, when nnU-Net starts to train.
 
 Cells that FILE has already are not run again.
 """
@@ -62,7 +62,7 @@ def goes_together(method: str, network: str) -> bool:
 
 
 def mirror(number: int, work: Path) -> None:
-    """A folder of preprocessed data with links to the cases and plans of a small patch and batch.
+    """A folder of preprocessed data with links to the cases and plans of a small patch, batch and network.
 
     Raises:
         FileNotFoundError: the dataset is not preprocessed.
@@ -77,6 +77,8 @@ def mirror(number: int, work: Path) -> None:
     plans = json.loads((source / "nnUNetPlans.json").read_text(encoding="utf-8"))
     entry = plans["configurations"][CONFIGURATION]
     entry.update(patch_size=list(SHORT.get(number, entry["patch_size"])), batch_size=2)
+    network = entry["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [width // 2 for width in network["features_per_stage"]]
     plans["plans_name"] = PLANS
     (target / f"{PLANS}.json").write_text(json.dumps(plans, indent=2), encoding="utf-8")
     for name in ("gt_segmentations", entry["data_identifier"]):
