@@ -37,11 +37,13 @@ setup(
         "matplotlib>=3.7",
         "tensorboard>=2.16",
         "tqdm>=4.57",
+        "safetensors>=0.4",
     ],
     extras_require={
         # MONAI, so that the tests of the ViT do not skip.
-        "test": ["pytest>=8", "hypothesis>=6.90", "setuptools>=70.1", "monai>=1.4"],
+        "test": ["pytest>=8", "hypothesis>=6.90", "setuptools>=70.1", "monai>=1.4", "huggingface_hub>=0.25"],
         "monai": ["monai>=1.4"],
+        "hub": ["huggingface_hub>=0.25"],
         "spconv": ["spconv-cu126>=2.3.8; platform_system == 'Linux' and platform_machine == 'x86_64'"],
         "dev": [
             "pytest>=8",
@@ -56,6 +58,8 @@ setup(
         "console_scripts": [
             "nnUNetv2_pretrain=ssl_pretrain.cli.pretrain:main",
             "nnUNetv2_pretrain_demo=ssl_pretrain.cli.demo:main",
+            "nnUNetv2_adapt_weights=ssl_pretrain.cli.adapt_weights:main",
+            "nnUNetv2_pretrain_study=ssl_pretrain.cli.pretrain_study:main",
             "nnUNetv2_preprocess_unlabeled=ssl_pretrain.cli.preprocess_unlabeled:main",
             "nnUNetv2_plan_unlabeled=ssl_pretrain.cli.plan_unlabeled:main",
             "nnUNetv2_make_collection=ssl_pretrain.cli.make_collection:main",

@@ -3,13 +3,16 @@
     python benchmarks/loader.py --dataset_folder FOLDER --patch 80 128 128 --json FILE
     python benchmarks/loader.py --synthetic 400 512 512 --patch 160 160 160 --json FILE
     python benchmarks/loader.py --dataset_folder FOLDER --patch 80 128 128 --memory 2000 --json FILE
+    python benchmarks/loader.py --dataset_folder FOLDER --patch 80 128 128 --method --json FILE
     python benchmarks/loader.py --index 100000 --json FILE
 
 FOLDER holds preprocessed cases of nnU-Net (``nnUNet_preprocessed/DATASET/nnUNetPlans_3d_fullres``). Both sides rotate,
 scale and mirror with AnatoMask's probabilities and ranges, take turns in one process with one thread, and the ratio is
 that of the medians. nnU-Net's loader carries a segmentation along, which pretraining does not have.
 ``--memory`` runs our loader with processes for so many batches and compares the memory of all processes after them with
-that after the first hundred. ``--index`` starts a run over so many made-up cases that have an index but no content.
+that after the first hundred. ``--method`` compares what methods (all, or those that are named) do to a crop before the
+network sees it, be it corruption, fusion or mask, with reading the crop, in time of one core. ``--index`` starts a run
+over so many made-up cases that have an index but no content.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import provenance, timed, write
 from benchmarks.loader_parts import memory_growth, nnunet_loader, start_up, write_volumes
+from benchmarks.loader_views import VIEWS, compare_views, show_views
 from ssl_pretrain.data.batches import assemble
 from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.crops import TRAIN, CropDataset
@@ -35,6 +39,7 @@ from ssl_pretrain.data.pool import CasePool
 from ssl_pretrain.data.spatial import CropConfig
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.report.tables import format_table
+from ssl_pretrain.training.allocator import keep_freed_memory
 
 SIDES = ("nnU-Net", "loader", "device")
 
@@ -98,15 +103,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Speed or memory on the cases of a folder."""
+    """Speed, views or memory on the cases of a folder."""
+    patch = as_triple(args.patch, "--patch")
+    if args.method is not None:
+        # As in a run on the CPU, where views are made in the training process.
+        keep_freed_memory()
+        read, load = (our_batches(folder, patch, args.batch, args.seed, finish=finish) for finish in (False, True))
+        return compare_views(read, load, args)
     if not args.memory:
         return compare(folder, args)
-    patch = as_triple(args.patch, "--patch")
     return memory_growth(Cases(folder, channels_of(folder)), patch, args.batch, args.memory, args.workers)
 
 
 def show(result: dict[str, Any]) -> str:
     """The result as text."""
+    if "views" in result:
+        return show_views(result)
     if "ratio" not in result:
         return "\n".join(f"{name}: {value}" for name, value in result.items() if name not in ("settings", "machine"))
     rates = result["patches_per_second"]
@@ -127,6 +139,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--volumes", type=int, default=2, help="made with --synthetic")
     parser.add_argument("--memory", type=int, metavar="BATCHES")
+    parser.add_argument("--method", nargs="*", metavar="METHOD", choices=VIEWS, help="views; of all methods by default")
     parser.add_argument("--workers", type=int, default=2, help="processes, with --memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)

@@ -28,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import provenance, write
 from benchmarks.matrix_trainer import NAME, write_trainer
+from benchmarks.small_plans import CONFIGURATION, preprocessed_folder, write_small_plans
+from benchmarks.small_plans import NAME as SMALL_PLANS
 from ssl_pretrain.methods import METHODS
 from ssl_pretrain.report.tables import format_table
 from ssl_pretrain.transfer.extension import extension_folder
@@ -47,8 +49,6 @@ TOKENS = {"PrimusS": 8, "ViT_B16": 16}
 SHORT = {4: (40, 56, 40), 221: (32, 64, 64)}
 """Patches by number of the dataset: nnU-Net's own for Hippocampus, a fifteenth of its voxels for OpenKBP."""
 
-PLANS = "nnUNetPlans_small"
-CONFIGURATION = "3d_fullres"
 EPOCHS, STEPS, FINE_TUNING_STEPS = 3, 10, 4
 
 
@@ -67,21 +67,13 @@ def mirror(number: int, work: Path) -> None:
     Raises:
         FileNotFoundError: the dataset is not preprocessed.
     """
-    source = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{number:03d}_*"), None)  # noqa: SIM112
-    if source is None:
-        raise FileNotFoundError(f"Dataset {number} is not in nnUNet_preprocessed: run nnUNetv2_plan_and_preprocess.")
+    source = preprocessed_folder(number)
     target = work / "preprocessed" / source.name
     target.mkdir(parents=True, exist_ok=True)
     for name in ("dataset.json", "dataset_fingerprint.json"):
         (target / name).write_bytes((source / name).read_bytes())
-    plans = json.loads((source / "nnUNetPlans.json").read_text(encoding="utf-8"))
-    entry = plans["configurations"][CONFIGURATION]
-    entry.update(patch_size=list(SHORT.get(number, entry["patch_size"])), batch_size=2)
-    network = entry["architecture"]["arch_kwargs"]
-    network["features_per_stage"] = [width // 2 for width in network["features_per_stage"]]
-    plans["plans_name"] = PLANS
-    (target / f"{PLANS}.json").write_text(json.dumps(plans, indent=2), encoding="utf-8")
-    for name in ("gt_segmentations", entry["data_identifier"]):
+    plans = json.loads(write_small_plans(source, target, SHORT.get(number, ()), batch=2, narrower=2).read_text())
+    for name in ("gt_segmentations", plans["configurations"][CONFIGURATION]["data_identifier"]):
         if not (target / name).exists():
             (target / name).symlink_to((source / name).resolve(), target_is_directory=True)
 
@@ -99,7 +91,7 @@ def pretrain(method: str, network: str, number: int, work: Path) -> dict[str, An
     folder = work / "pretrained" / f"{number}_{method}_{network}"
     settings = ["-network_settings", *NETWORKS[network]] if NETWORKS[network] else []
     command = ["nnUNetv2_pretrain", str(number), CONFIGURATION, "0", "-m", method, "-network", network, *settings]
-    command += ["-p", PLANS, "-epochs", str(EPOCHS), "-iters", str(STEPS), "-val_iters", "1", "-device", "cpu"]
+    command += ["-p", SMALL_PLANS, "-epochs", str(EPOCHS), "-iters", str(STEPS), "-val_iters", "1", "-device", "cpu"]
     command += ["-batch_size", "2", "-num_workers", "0", "-o", str(folder), *patch_flags(network, number)]
     started = time.perf_counter()
     output = run(command, {})

@@ -3,48 +3,15 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ssl_pretrain.report.tables import format_table
+from ssl_pretrain.study.statistics import mean_and_error, paired_difference
 
 ARMS = ("scratch", "spark", "slim")
 
 Row = Mapping[str, Any]
-
-
-class Difference(NamedTuple):
-    """Mean of paired differences with its 95 % interval (t distribution).
-
-    Attributes:
-        mean: of ``ours - theirs``.
-        low: lower end; NaN for fewer than two pairs.
-        high: upper end.
-        pairs: how many.
-    """
-
-    mean: float
-    low: float
-    high: float
-    pairs: int
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error; NaN for the error of fewer than two values."""
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-
-
-def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
-    """Difference over the seeds that both have: seed -> value on either side."""
-    from scipy.stats import t
-
-    seeds = sorted(set(ours) & set(theirs))
-    mean, error = mean_and_error([ours[seed] - theirs[seed] for seed in seeds])
-    half = error * float(t.ppf(0.975, len(seeds) - 1)) if len(seeds) > 1 else math.nan
-    return Difference(mean, mean - half, mean + half, len(seeds))
 
 
 def summarise(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

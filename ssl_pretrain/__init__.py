@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ssl_pretrain.methods import METHODS, build_method
     from ssl_pretrain.networks import NETWORKS, build_backbone
     from ssl_pretrain.training.run import Result, pretrain
-    from ssl_pretrain.transfer.load import Report, load_pretrained
+    from ssl_pretrain.transfer.encoder import Features, PretrainedEncoder, load_encoder
+    from ssl_pretrain.transfer.load import load_pretrained
+    from ssl_pretrain.transfer.report import Report
 
 __version__ = "0.1.0"
 
@@ -29,18 +31,24 @@ _HOME = {
     "build_backbone": "ssl_pretrain.networks",
     "Result": "ssl_pretrain.training.run",
     "pretrain": "ssl_pretrain.training.run",
-    "Report": "ssl_pretrain.transfer.load",
+    "Features": "ssl_pretrain.transfer.encoder",
+    "PretrainedEncoder": "ssl_pretrain.transfer.encoder",
+    "load_encoder": "ssl_pretrain.transfer.encoder",
+    "Report": "ssl_pretrain.transfer.report",
     "load_pretrained": "ssl_pretrain.transfer.load",
 }
 
 __all__ = [
     "METHODS",
     "NETWORKS",
+    "Features",
     "PretrainConfig",
+    "PretrainedEncoder",
     "Report",
     "Result",
     "build_backbone",
     "build_method",
+    "load_encoder",
     "load_pretrained",
     "pretrain",
 ]

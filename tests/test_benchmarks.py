@@ -79,6 +79,21 @@ def test_the_loader_benchmark_compares_both_loaders(tmp_path):
     assert "over nnU-Net" in out
 
 
+def test_the_loader_benchmark_compares_the_view_of_every_method_with_reading(tmp_path):
+    from ssl_pretrain.methods import METHODS
+
+    file, small = tmp_path / "views.json", ["--batches", "2", "--rounds", "1", "--volumes", "1", "--method"]
+    size = ["--synthetic", "40", "48", "48", "--patch", "32", "32", "32"]
+    out = run(sys.executable, "benchmarks/loader.py", *size, *small, "--json", str(file))
+    result = json.loads(file.read_text())
+    assert set(result["views"]) == {"reading", "loader", *METHODS}
+    assert all(row["milliseconds"] > 0 and row["over_reading"] > 0 for row in result["views"].values())
+    assert result["views"]["reading"]["over_reading"] == result["views"]["loader"]["over_loader"] == 1
+    assert "over reading" in out
+    run(sys.executable, "benchmarks/loader.py", *size, *small, "ModelsGenesis", "--json", str(file))
+    assert set(json.loads(file.read_text())["views"]) == {"reading", "loader", "ModelsGenesis"}
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc")
 def test_the_loader_benchmark_measures_memory_and_start_up(tmp_path):
     file = tmp_path / "memory.json"

@@ -184,7 +184,7 @@ def test_the_snippets_read_a_checkpoint(exported, capsys):
     exec(compile(blocks(OWN_ENCODER, "python")[2], "own encoder", "exec"), {"__name__": "snippet"})
     whole, inside = capsys.readouterr().out.splitlines()
     assert "100.0 % of the network" in whole
-    assert "2 inflated, 0 skipped, 2 fresh" in inside
+    assert "2 adapted, 2 fresh" in inside
     exec(compile(blocks(FORMAT, "python")[0], "format", "exec"), {})
     assert " 0 fresh" in capsys.readouterr().out
     exec(compile(blocks(FINE_TUNE, "python")[0], "fine-tune", "exec"), {})

@@ -1,7 +1,7 @@
 """Imports point one way.
 
 functional ◄ sparse ◄ networks ◄ methods ◄ training ◄ cli
-functional ◄ data ◄ training          networks ◄ transfer ◄ training, cli          report ◄ training, study, cli
+functional ◄ data ◄ training          networks ◄ transfer ◄ training, cli          report ◄ transfer, training, study
 transfer ◄ finetuning ◄ nnunetv2/, study ◄ cli
 
 ``files.py`` is below all that writes, ``config.py`` stands between methods, data and training. Imports within functions
@@ -28,11 +28,11 @@ BELOW = {
     "methods": ("networks",),
     "data": ("functional", "files"),
     "config": ("methods", "data"),
-    "transfer": ("networks", "files"),
+    "transfer": ("networks", "files", "report"),
     "finetuning": ("transfer",),
     "report": (),
     "training": ("config", "transfer", "report"),
-    "study": ("finetuning", "report"),
+    "study": ("finetuning", "data", "report"),
     "cli": ("training", "study"),
     PLUGINS: ("finetuning",),
 }
@@ -146,8 +146,10 @@ def test_every_module_is_in_a_room_or_a_door():
 def test_the_rooms_are_as_the_design_says():
     assert allowed_rooms("methods") == {"functional", "sparse", "networks", "methods"}
     assert allowed_rooms("data") == {"files", "functional", "data"}
-    assert allowed_rooms(PLUGINS) == {PLUGINS, "transfer", "files", "networks", "sparse", "functional"}
-    assert allowed_rooms("training") == set(BELOW) - {"cli", PLUGINS}
+    assert allowed_rooms(PLUGINS) == {
+        *(PLUGINS, "finetuning", "transfer", "report", "files", "networks", "sparse", "functional")
+    }
+    assert allowed_rooms("training") == set(BELOW) - {"cli", "study", "finetuning", PLUGINS}
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,8 @@ def test_the_rooms_are_as_the_design_says():
         (wrong_directions, "ssl_pretrain/training/a.py", "from ssl_pretrain.cli.pretrain import main"),
         (wrong_directions, "ssl_pretrain/config.py", "from ssl_pretrain.training.run import pretrain"),
         (wrong_directions, "nnunetv2/run/a.py", "from ssl_pretrain.training.run import pretrain"),
+        (wrong_directions, "ssl_pretrain/transfer/a.py", "from ssl_pretrain.finetuning import grammar"),
+        (wrong_directions, "ssl_pretrain/study/a.py", "from ssl_pretrain.training.run import pretrain"),
         (not_torch_only, "ssl_pretrain/methods/a.py", "def f():\n    import nnunetv2.paths"),
         (not_torch_only, "ssl_pretrain/networks/a.py", "from SimpleITK import ReadImage"),
         (not_torch_only, "ssl_pretrain/sparse/a.py", "import blosc2"),

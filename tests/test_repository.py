@@ -16,7 +16,7 @@ from conftest import REPOSITORY, run_command
 SCRIPTS = ("pretrain.py", "pretrain_AnatoMask.py")
 COMMANDS = (
     *("nnUNetv2_pretrain", "nnUNetv2_pretrain_demo", "nnUNetv2_preprocess_unlabeled", "nnUNetv2_plan_unlabeled"),
-    *("nnUNetv2_make_collection", "nnUNetv2_convert_openmind"),
+    *("nnUNetv2_make_collection", "nnUNetv2_convert_openmind", "nnUNetv2_adapt_weights", "nnUNetv2_pretrain_study"),
 )
 EXPLICIT = ("--output_folder", "--preprocessed_dataset_folder", "--splits_file", "--dataset_json", "--plans")
 

@@ -1,16 +1,15 @@
-"""Random numbers that decide what is done to a crop: drawn where the generator lives, kept on the host."""
+"""Random numbers that decide what is done to a crop: drawn and kept on the host, which has to know them."""
 
 from __future__ import annotations
 
 from math import ceil, floor
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_pretrain.functional.geometry import Triple
-
-Window = tuple[slice, slice, slice]
-"""A box of voxels, to index the last three axes of a volume with."""
+from ssl_pretrain.functional.windows import Window
 
 ROUNDING = 1e-6
 """Voxels. ``4 / 7 * 161`` is 92 voxels, whichever side of it the floating-point number falls on."""
@@ -22,20 +21,19 @@ def whole_voxels(patch: Triple, share: float, up: bool = False) -> Triple:
     return d, h, w
 
 
-def draw_uniform(*shape: int, generator: torch.Generator) -> Tensor:
+def draw_uniform(*shape: int, generator: np.random.Generator) -> Tensor:
     """Uniform numbers in [0, 1), float64, on the host."""
-    return torch.rand(*shape, generator=generator, device=generator.device).cpu().double()
+    return torch.from_numpy(generator.random(shape))
 
 
-def draw_chosen(batch: int, p: float, generator: torch.Generator) -> tuple[bool, ...]:
+def draw_chosen(batch: int, p: float, generator: np.random.Generator) -> tuple[bool, ...]:
     """Which samples something happens to, each with probability ``p``."""
     return tuple((draw_uniform(batch, generator=generator) < p).tolist())
 
 
-def draw_seeds(batch: int, generator: torch.Generator) -> tuple[int, ...]:
+def draw_seeds(batch: int, generator: np.random.Generator) -> tuple[int, ...]:
     """A seed per sample, for what is too large to be a parameter: noise and permutations."""
-    drawn = torch.randint(2**62, (batch,), generator=generator, device=generator.device)
-    return tuple(drawn.tolist())
+    return tuple(generator.integers(2**62, size=batch).tolist())
 
 
 def draw_windows(
@@ -44,7 +42,7 @@ def draw_windows(
     patch: Triple,
     smallest: Triple,
     largest: Triple,
-    generator: torch.Generator,
+    generator: np.random.Generator,
     margin: int = 0,
 ) -> list[list[Window]]:
     """Boxes whose sides and places are uniform, every axis for itself.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_pretrain.functional.drawing import Window, draw_uniform, draw_windows, whole_voxels
+from ssl_pretrain.functional.drawing import draw_uniform, draw_windows, whole_voxels
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.functional.windows import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Fused(NamedTuple):
     labels: Tensor
 
 
-def draw_fusion(batch: int, patch: Triple, generator: torch.Generator, config: FusionConfig) -> Fusion:
+def draw_fusion(batch: int, patch: Triple, generator: np.random.Generator, config: FusionConfig) -> Fusion:
     """Draw number, sides, places and classes of the boxes of each sample, all uniform."""
     most = config.boxes_max
     numbers = draw_uniform(batch, generator=generator) * (most - config.boxes_min + 1)
@@ -112,7 +114,7 @@ def apply_fusion(foreground: Tensor, background: Tensor, fusion: Fusion) -> Fuse
     return Fused(torch.lerp(background, foreground, alpha), labels[:, 0].long())
 
 
-def fuse(foreground: Tensor, background: Tensor, generator: torch.Generator, config: FusionConfig) -> Fused:
+def fuse(foreground: Tensor, background: Tensor, generator: np.random.Generator, config: FusionConfig) -> Fused:
     """Draw a fusion of these images and apply it."""
     d, h, w = foreground.shape[2:]
     return apply_fusion(foreground, background, draw_fusion(foreground.shape[0], (d, h, w), generator, config))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_pretrain.functional.drawing import draw_uniform
 from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.functional.intensity import apply_intensity, draw_intensity
-from ssl_pretrain.functional.painting import apply_painting, draw_painting
+from ssl_pretrain.functional.intensity import apply_intensity_, draw_intensity, value_ranges
+from ssl_pretrain.functional.painting import apply_painting_, draw_painting, seen_windows
 from ssl_pretrain.functional.shuffling import apply_shuffling, draw_shuffling
 
 Flips = tuple[tuple[bool, bool, bool], ...]
@@ -85,7 +86,7 @@ class GenesisConfig:
                 )
 
 
-def draw_flips(batch: int, generator: torch.Generator, config: GenesisConfig) -> Flips:
+def draw_flips(batch: int, generator: np.random.Generator, config: GenesisConfig) -> Flips:
     """Draw flips one after the other, each along a random axis, as long as chance goes on; two along one cancel out.
 
     Published: up to three, each with 0.4; every axis ends up reversed with probability 0.154.
@@ -108,14 +109,14 @@ def apply_flips(volumes: Tensor, flips: Flips) -> Tensor:
     return torch.stack([volume.flip(a) for volume, a in zip(volumes, axes, strict=True)])
 
 
-def corrupt(images: Tensor, generator: torch.Generator, config: GenesisConfig) -> Tensor:
+def corrupt(images: Tensor, generator: np.random.Generator, config: GenesisConfig) -> Tensor:
     """Shuffle, change intensities, paint, in this order; each with its probability and each sample for itself.
 
     Flips are not among them, as they concern the target, too: :func:`apply_flips` comes first.
 
     Args:
         images: (B, C, D, H, W), float32; not changed.
-        generator: owner of the randomness, on any device.
+        generator: owner of the randomness.
         config: probabilities and sizes.
     """
     batch, channels, d, h, w = images.shape
@@ -142,4 +143,6 @@ def corrupt(images: Tensor, generator: torch.Generator, config: GenesisConfig) -
         outside_sides=(config.outpaint_min, config.outpaint_max),
         margin=config.paint_margin,
     )
-    return apply_painting(apply_intensity(apply_shuffling(images, shuffling), curves), painting)
+    seen, ranges = seen_windows(painting, patch), value_ranges(images)
+    shuffled = apply_shuffling(images, shuffling, seen)
+    return apply_painting_(apply_intensity_(shuffled, curves, ranges, seen), painting, ranges)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_pretrain.functional.drawing import Window, draw_seeds, draw_uniform, draw_windows, whole_voxels
+from ssl_pretrain.functional.drawing import draw_seeds, draw_uniform, draw_windows, whole_voxels
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.functional.intensity import value_ranges
+from ssl_pretrain.functional.windows import Window, covering, disjoint, slabs, whole_window, without
 
 Kind = Literal["none", "in", "out"]
 
 
 class Painting(NamedTuple):
-    """Parameters of :func:`apply_painting`, on the host.
+    """Parameters of :func:`apply_painting_`, on the host.
 
     Attributes:
         kinds: (B), ``in``: the windows become noise; ``out``: all but the windows does; ``none``: nothing does.
@@ -30,7 +34,7 @@ class Painting(NamedTuple):
 def draw_painting(
     batch: int,
     patch: Triple,
-    generator: torch.Generator,
+    generator: np.random.Generator,
     *,
     p: float = 0.9,
     inside_p: float = 0.2,
@@ -73,32 +77,50 @@ def draw_painting(
     return Painting(tuple(kinds), tuple(chosen), seeds)
 
 
-def apply_painting(images: Tensor, painting: Painting) -> Tensor:
-    """Paint noise inside or outside of the windows: U(minimum, maximum) of the sample's channel, voxel by voxel.
+def seen_windows(painting: Painting, patch: Triple) -> list[list[Window]]:
+    """For each sample, windows that do not overlap and hold every voxel that out-painting leaves as it is.
+
+    What is done to the others, before they become noise, is done in vain.
+    """
+    return [
+        covering(windows) if kind == "out" else [whole_window(patch)]
+        for kind, windows in zip(painting.kinds, painting.windows, strict=True)
+    ]
+
+
+def apply_painting_(images: Tensor, painting: Painting, ranges: Tensor | None = None) -> Tensor:
+    """Paint noise inside or outside of the windows, in place: U(minimum, maximum) of the channel, voxel by voxel.
 
     Args:
-        images: (B, C, D, H, W), float32; not changed.
+        images: (B, C, D, H, W), float32; changed.
         painting: parameters of as many samples.
+        ranges: (B, C, 2), see :func:`~ssl_pretrain.functional.intensity.value_ranges`; None for those of ``images``.
+
+    Returns:
+        ``images``.
     """
-    result = torch.empty_like(images)
-    generator = torch.Generator(images.device)
-    for image, painted, kind, windows, seed in zip(images, result, *painting, strict=True):
-        generator.manual_seed(seed)
-        if kind == "out":
-            _fill_with_noise(painted, image, generator)
-        else:
-            painted.copy_(image)
-        for window in windows:
-            if kind == "out":
-                painted[(..., *window)] = image[(..., *window)]
-            else:
-                _fill_with_noise(painted[(..., *window)], image, generator)
-    return result
+    d, h, w = images.shape[2:]
+    whole = whole_window((d, h, w))
+    for image, limits, kind, windows, seed in zip(
+        images, value_ranges(images) if ranges is None else ranges, *painting, strict=True
+    ):
+        noise = _Noise(seed, images.device)
+        hidden = without(whole, windows) if kind == "out" else disjoint(windows)
+        for channel, (low, high) in zip(image, limits, strict=True):
+            for part in (channel[slab] for window in hidden for slab in slabs(window, images.device)):
+                torch.add(low, noise.draw(part.shape).mul_(high - low), out=part)
+    return images
 
 
-def _fill_with_noise(part: Tensor, image: Tensor, generator: torch.Generator) -> None:
-    """Overwrite a part of a volume by noise, uniform over the range of each channel of ``image``."""
-    for channel, whole in zip(part, image, strict=True):
-        low, high = whole.aminmax()
-        noise = torch.rand(channel.shape, generator=generator, device=channel.device, dtype=channel.dtype)
-        channel.copy_(noise.mul_(high - low).add_(low))
+class _Noise:
+    """Uniform numbers in [0, 1), float32, on a device. On the CPU NumPy makes them, in two thirds of PyTorch's time."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.device = device
+        self.host = np.random.default_rng(seed)
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.host.random(tuple(shape), dtype=np.float32))
+        return torch.rand(*shape, generator=self.generator, device=self.device)

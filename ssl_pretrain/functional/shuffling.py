@@ -15,13 +15,20 @@ than all the rest, a crop has some hundred patterns, drawn afresh, each of which
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_pretrain.functional.drawing import draw_chosen, draw_seeds, draw_uniform, whole_voxels
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.functional.windows import Window, hand_over, slabs, whole_window
+
+MOST_ENTRIES = 2**28
+"""Of the table of patterns: 1 GiB of indices, and far from where they would overflow."""
 
 PLANES = 8
 """Planes that are gathered at a time: what is needed for them stays in the processor's cache."""
@@ -47,7 +54,7 @@ class Shuffling(NamedTuple):
 def draw_shuffling(
     batch: int,
     patch: Triple,
-    generator: torch.Generator,
+    generator: np.random.Generator,
     *,
     p: float = 0.5,
     side: float = 0.1,
@@ -64,9 +71,18 @@ def draw_shuffling(
         side: longest side as a share of the patch.
         patterns: boxes that differ in sides and permutation.
         rounds: places at which each of them is laid.
+
+    Raises:
+        ValueError: sides and patterns that make too large a table.
     """
     chosen = draw_chosen(batch, p, generator)
-    longest = torch.tensor(whole_voxels(patch, side))
+    voxels = whole_voxels(patch, side)
+    if patterns * prod(voxels) > MOST_ENTRIES:
+        raise ValueError(
+            f"{patterns} patterns of up to {voxels} voxels make a table of {patterns * prod(voxels)} entries, and "
+            f"{MOST_ENTRIES} are allowed: choose a smaller shuffle_side or fewer shuffle_patterns."
+        )
+    longest = torch.tensor(voxels)
     # One pattern in each of P equal strata of every axis: the sides are as uniform as those of ten thousand boxes.
     strata = draw_uniform(batch, patterns, 3, generator=generator).argsort(1)
     within = draw_uniform(batch, patterns, 3, generator=generator)
@@ -77,95 +93,148 @@ def draw_shuffling(
     return Shuffling(chosen, sides, corners, draw_seeds(batch, generator))
 
 
-def apply_shuffling(images: Tensor, shuffling: Shuffling) -> Tensor:
+def apply_shuffling(images: Tensor, shuffling: Shuffling, seen: Sequence[Sequence[Window]] | None = None) -> Tensor:
     """Permute voxels within boxes; all channels alike.
 
     Args:
         images: (B, C, D, H, W); not changed.
         shuffling: parameters of as many samples, drawn for this patch.
+        seen: for each sample, windows that do not overlap, outside of which nothing has to be done; None for all.
     """
-    result = images.clone()
-    generator = torch.Generator(images.device)
-    for image, shuffled, chosen, sides, corners, seed in zip(images, result, *shuffling, strict=True):
+    d, h, w = images.shape[2:]
+    windows = [[whole_window((d, h, w))]] * len(images) if seen is None else seen
+    result = images.clone(memory_format=torch.contiguous_format)
+    for image, shuffled, chosen, sides, corners, seed, boxes in zip(images, result, *shuffling, windows, strict=True):
         if chosen:
-            _shuffle(image, shuffled, sides, corners, generator.manual_seed(seed))
+            generator = torch.Generator(images.device).manual_seed(seed)
+            _shuffle(image, shuffled, Boxes(sides, corners, (d, h, w)), boxes, generator)
     return result
 
 
-def _shuffle(image: Tensor, result: Tensor, sides: Tensor, corners: Tensor, generator: torch.Generator) -> None:
-    """Write the shuffled ``image`` (C, D, H, W) to ``result``."""
-    _, d, h, w = image.shape
+class Boxes(NamedTuple):
+    """Boxes of a sample, on the host.
+
+    Attributes:
+        sides: (P, 3) of each pattern.
+        corners: (R, P, 3) of each box.
+        shape: of the volume.
+    """
+
+    sides: Tensor
+    corners: Tensor
+    shape: Triple
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Entries per plane, row and voxel, in a list in which every pattern has room for the longest sides."""
+        _, rows, columns = self.sides.amax(0).tolist()
+        return rows * columns, columns, 1
+
+    @property
+    def room(self) -> int:
+        """Entries of a pattern in that list."""
+        return int(self.sides[:, 0].max()) * self.strides[0]
+
+    @property
+    def unmoved(self) -> int:
+        """Entries at the beginning of that list for voxels that no box covers."""
+        return sum(stride * (size - 1) for stride, size in zip(self.strides, self.shape, strict=True)) + 1
+
+
+def _shuffle(
+    image: Tensor, result: Tensor, boxes: Boxes, windows: Sequence[Window], generator: torch.Generator
+) -> None:
+    """Write the shuffled ``image`` (C, D, H, W) to the windows of ``result``."""
+    device = image.device
     flat = image.reshape(len(image), -1)
-    owners = _last_boxes(sides, corners, (d, h, w), image.device)
-    tables = _box_tables(sides, corners, w, image.device)
-    moves = _moves(sides, (d, h, w), generator)
-    rows, columns = (torch.arange(n, dtype=torch.int32, device=image.device) for n in (h, w))
-    for start in range(0, d, PLANES):
-        stop = min(start + PLANES, d)
-        voxels = torch.arange(start * h * w, stop * h * w, dtype=torch.int32, device=image.device)
-        planes = torch.arange(start, stop, dtype=torch.int32, device=image.device)
-        owner = owners[start * h * w : stop * h * w]
-        first, per_plane, per_row = (table.index_select(0, owner).view(-1, h, w) for table in tables)
-        entry = first.add_(per_plane.mul_(planes[:, None, None])).add_(per_row.mul_(rows[:, None])).add_(columns)
-        source = voxels.add_(moves.index_select(0, entry.view(-1)))
-        for values, shuffled in zip(flat, result[:, start:stop], strict=True):
-            shuffled.copy_(values.index_select(0, source).view(-1, h, w))
+    owners = _last_boxes(boxes, device).view(boxes.shape)
+    bases = _bases(boxes, device)
+    moves = _moves(boxes, generator)
+    entries, voxels = (_places(boxes.shape, strides, device) for strides in (boxes.strides, _strides(boxes.shape)))
+    for window in windows:
+        for slab in slabs(window, device):
+            owner = owners[slab]
+            entry = bases.index_select(0, owner.reshape(-1)).view(owner.shape)
+            _add_places(entry, entries, slab)
+            source = moves.index_select(0, entry.view(-1)).view(owner.shape)
+            _add_places(source, voxels, slab)
+            for values, shuffled in zip(flat, result, strict=True):
+                shuffled[slab] = values.index_select(0, source.view(-1)).view(owner.shape)
 
 
-def _last_boxes(sides: Tensor, corners: Tensor, shape: Triple, device: torch.device) -> Tensor:
+def _last_boxes(boxes: Boxes, device: torch.device) -> Tensor:
     """Number of the last box over each voxel of the flat volume, from 1; 0 where there is none. int32."""
-    depth, height, width = shape
+    sides, corners, (depth, height, width) = boxes
     runs = sides[:, 0] * sides[:, 1]
-    pattern, plane, row = _positions(runs.to(device), sides[:, 1].to(device), int(runs.sum()))
-    places = (corners * torch.tensor([height * width, width, 1])).sum(2).to(device)
-    first = places.index_select(1, pattern).add_((plane * height + row) * width)
-    extent = sides[:, 2].to(device).index_select(0, pattern)
-    boxes = torch.arange(1, 1 + corners.shape[0] * corners.shape[1], dtype=torch.int32, device=device)
-    number = boxes.view(-1, corners.shape[1]).index_select(1, pattern)
+    pattern, plane, row = _positions(hand_over(runs, device), hand_over(sides[:, 1], device), int(runs.sum()))
+    # (runs, R): rows of neighbours are copied ten times as fast as columns.
+    places = hand_over((corners * torch.tensor(_strides(boxes.shape))).sum(2).T.contiguous(), device)
+    first = places.index_select(0, pattern).add_(((plane * height + row) * width)[:, None])
+    numbers = torch.arange(1, 1 + places.numel(), dtype=torch.int32, device=device)
+    number = numbers.view(corners.shape[:2]).T.contiguous().index_select(0, pattern)
+    extent = hand_over(sides[:, 2], device).index_select(0, pattern)[:, None]
     owners = torch.zeros(depth * height * width, dtype=torch.int32, device=device)
     length = 1 << (int(sides[-1, 2]).bit_length() - 1)
     while length:
         # Patterns ascend along the last axis: those of lengths [length, 2 · length) are neighbours, as are their runs.
-        low, high = (int(runs[sides[:, 2] < bound].sum()) for bound in (length, 2 * length))
-        ids = number[:, low:high].reshape(-1)
-        for end in (first[:, low:high], first[:, low:high] + (extent[low:high] - length)):
-            owners.scatter_reduce_(0, end.reshape(-1), ids, "amax")
+        low, longer, high = (int(runs[sides[:, 2] < bound].sum()) for bound in (length, length + 1, 2 * length))
+        owners.scatter_reduce_(0, first[low:high].view(-1), number[low:high].view(-1), "amax")
+        ends = first[longer:high] + (extent[longer:high] - length)
+        owners.scatter_reduce_(0, ends.view(-1), number[longer:high].view(-1), "amax")
         length //= 2
         for part in torch.split(owners, PLANES * height * width) if length else ():
             part[length:] = torch.maximum(part[length:], part[:-length])
     return owners
 
 
-def _box_tables(sides: Tensor, corners: Tensor, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a box's voxel (z, y, x) of the volume stands in the list of moves: at ``first + z·plane + y·row + x``.
+def _bases(boxes: Boxes, device: torch.device) -> Tensor:
+    """Where the list of moves has voxel 0 of the volume, were it in a box: (1 + boxes) int32; number 0 is no box.
 
-    Three of (1 + boxes) int32. Number 0 is no box: its voxels stand at ``x``, where nobody moves.
+    Voxel (z, y, x) of the volume is found ``z·plane + y·row + x`` entries further on.
     """
-    volume = sides.prod(1)
-    strides = torch.stack([sides[:, 1] * sides[:, 2], sides[:, 2], torch.ones_like(volume)], dim=1)
-    first = width + volume.cumsum(0) - volume - (corners * strides).sum(2)
-    columns = (first, strides[:, 0].expand_as(first), strides[:, 1].expand_as(first))
-    none = torch.zeros(1, dtype=torch.int64)
-    a, b, c = (torch.cat([none, column.reshape(-1)]).int().to(device) for column in columns)
-    return a, b, c
+    starts = boxes.unmoved + boxes.room * torch.arange(len(boxes.sides))
+    first = starts - (boxes.corners * torch.tensor(boxes.strides)).sum(2)
+    return hand_over(torch.cat([torch.zeros(1, dtype=torch.int64), first.view(-1)]).int(), device)
 
 
-def _moves(sides: Tensor, shape: Triple, generator: torch.Generator) -> Tensor:
+def _moves(boxes: Boxes, generator: torch.Generator) -> Tensor:
     """How far away, in voxels of the flat volume, each voxel of each pattern gets its value from.
 
-    int32: W zeros for voxels in no box, then the patterns one after the other, each in C order.
+    int32: zeros for voxels in no box, then room for the longest sides for each pattern.
     """
-    _, height, width = shape
-    total = int(sides.prod(1).sum())
-    extent = sides.to(generator.device)
-    pattern, line, column = _positions(extent.prod(1), extent[:, 2].contiguous(), total)
-    rows = extent[:, 1].contiguous().index_select(0, pattern)
+    device = generator.device
+    total = int(boxes.sides.prod(1).sum())
+    sides = hand_over(boxes.sides, device)
+    pattern, line, column = _positions(sides.prod(1), sides[:, 2].contiguous(), total)
+    rows = sides[:, 1].contiguous().index_select(0, pattern)
     plane = line // rows
-    offset = (plane * height + line - plane * rows) * width + column
+    line -= plane * rows
+    _, height, width = boxes.shape
+    offset = (plane * height + line) * width + column
     # Sorted by pattern first and at random within it: a random permutation of every pattern's voxels.
-    keys = torch.randint(2**31, (total,), generator=generator, device=generator.device).add_(pattern << 31)
-    moves = offset.index_select(0, keys.argsort()) - offset
-    return torch.cat([moves.new_zeros(width), moves]).int()
+    keys = torch.randint(2**31, (total,), generator=generator, device=device).add_(pattern << 31)
+    moves = (offset.index_select(0, keys.argsort()) - offset).int()
+    per_plane, per_row, _ = boxes.strides
+    listed = torch.zeros(boxes.unmoved + boxes.room * len(sides), dtype=torch.int32, device=device)
+    entry = boxes.unmoved + pattern * boxes.room + plane * per_plane + line * per_row + column
+    return listed.index_copy_(0, entry, moves)
+
+
+def _places(shape: Triple, strides: Triple, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What each axis contributes to a voxel's place in a list of these strides; int32, to be added up."""
+    d, h, w = (torch.arange(n, dtype=torch.int32, device=device) * s for n, s in zip(shape, strides, strict=True))
+    return d, h, w
+
+
+def _add_places(numbers: Tensor, places: tuple[Tensor, Tensor, Tensor], window: Window) -> None:
+    """Add to the numbers of a window's voxels (d, h, w) what their places contribute."""
+    d, h, w = (axis[side] for axis, side in zip(places, window, strict=True))
+    numbers.add_(d[:, None, None] + (h[:, None] + w))
+
+
+def _strides(shape: Triple) -> Triple:
+    """Of a volume in C order."""
+    return shape[1] * shape[2], shape[2], 1
 
 
 def _positions(counts: Tensor, inner: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:

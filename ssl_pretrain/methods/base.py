@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
@@ -46,6 +46,22 @@ class Output(NamedTuple):
 
     loss: Tensor
     log: Mapping[str, float]
+
+
+class Column(NamedTuple):
+    """One column of a picture, where a method has other ones than input, masked input, reconstruction and error.
+
+    Attributes:
+        heading: written above it.
+        kind: ``image``: intensities; ``error``: absolute differences; ``classes``: whole numbers from 0.
+        values: (C, D, H, W), or (1, D, H, W) where all channels have the same.
+        classes: how many there are, in a column of classes.
+    """
+
+    heading: str
+    kind: Literal["image", "error", "classes"]
+    values: Tensor
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +130,10 @@ class Method(LightningModule, ABC):
 
     @abstractmethod
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
-        """Arrays for a picture of the first crop of a batch, as keyword arguments of ``report.draw_reconstruction``."""
+        """What to draw of the first sample of a batch, as ``report.draw_picture`` takes it.
+
+        Either the arrays of a masked reconstruction, or ``columns``: a tuple of :class:`Column`.
+        """
 
     @abstractmethod
     def describe(self) -> str:

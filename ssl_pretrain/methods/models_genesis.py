@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_pretrain.functional.genesis import GenesisConfig, apply_flips, corrupt, draw_flips
-from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output
+from ssl_pretrain.functional.seeding import host_twin
+from ssl_pretrain.methods.base import Batch, Column, Method, MethodSetup, Output
 from ssl_pretrain.methods.dense import DenseNetwork
 from ssl_pretrain.methods.recipe import OptimizerConfig
 
@@ -50,20 +51,32 @@ class ModelsGenesis(Method):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
         """Mean squared error of all voxels that count."""
-        image = batch["image"]
-        flips = draw_flips(len(image), generator, self.config)
+        image, host = batch["image"], host_twin(generator)
+        flips = draw_flips(len(image), host, self.config)
         target = apply_flips(image, flips)
-        squares = (self.network(corrupt(target, generator, self.config)).float() - target).square()
+        squares = (self.network(corrupt(target, host, self.config)).float() - target).square()
         if "ignored" not in batch:
             return Output(squares.mean(), {})
         counted = (~apply_flips(batch["ignored"], flips)).to(squares.dtype).expand_as(squares)
         return Output((squares * counted).sum() / counted.sum().clamp_min(1), {})
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
-        """Input, corrupted input and restoration of the batch's first crop."""
+        """The batch's first crop, its corrupted copy, what the network makes of that, and how far off it is.
+
+        Every corruption that can happen does: chance would leave the one crop that is shown in every epoch untouched.
+        """
         image = batch["image"][:1]
-        corrupted = corrupt(image, generator, self.config)
-        return whole_crop(image, corrupted, self.network(corrupted).float())
+        possible = (name for name in ("shuffle_p", "intensity_p", "paint_p") if getattr(self.config, name))
+        certain: dict[str, Any] = dict.fromkeys(possible, 1.0)
+        corrupted = corrupt(image, host_twin(generator), replace(self.config, **certain))
+        restored = self.network(corrupted).float()
+        columns = (
+            Column("original", "image", image[0]),
+            Column("corrupted input", "image", corrupted[0]),
+            Column("restored", "image", restored[0]),
+            Column("absolute error", "error", (restored - image).abs()[0]),
+        )
+        return {"columns": columns}
 
     def describe(self) -> str:
         """Probabilities of the corruptions as text."""
@@ -72,14 +85,3 @@ class ModelsGenesis(Method):
             f"corruption: shuffling {config.shuffle_p:.0%}, intensities {config.intensity_p:.0%}, "
             f"painting {config.paint_p:.0%} of the crops"
         )
-
-
-def whole_crop(image: Tensor, shown: Tensor, made: Tensor) -> dict[str, Any]:
-    """Arguments of a picture in which nothing is masked: the whole crop is one cell that is reconstructed."""
-    arrays = {"image": image, "masked_input": shown, "reconstruction": made}
-    cell = tuple(image.shape[2:])
-    return {
-        **{name: array[0].detach().cpu() for name, array in arrays.items()},
-        "mask": torch.ones(1, 1, 1, dtype=torch.bool),
-        "cell": cell,
-    }

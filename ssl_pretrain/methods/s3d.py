@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from ssl_pretrain.functional.geometry import Triple, check_cell, check_patch, de
 from ssl_pretrain.functional.losses import masked_mean, squared_errors
 from ssl_pretrain.functional.masking import count_masked, random_mask
 from ssl_pretrain.functional.patches import to_cells
+from ssl_pretrain.functional.seeding import host_twin
 from ssl_pretrain.methods.base import Batch, MethodSetup, Output
 from ssl_pretrain.methods.dense import train_only_used
 from ssl_pretrain.methods.light_decoder import Densify
@@ -90,9 +90,9 @@ class S3D(SparseMethod):
     def draw_count(self, generator: torch.Generator) -> int:
         """Masked cells of every sample of a batch, uniform between the two ratios.
 
-        Drawn from the generator's seed on the host: asking the GPU for a number would wait for it.
+        Drawn on the host, whose twin of the generator serves for nothing else in a step.
         """
-        ratio = np.random.default_rng(generator.initial_seed()).uniform(*self.config.mask_ratio)
+        ratio = host_twin(generator).uniform(*self.config.mask_ratio)
         return min(max(count_masked(prod(self.grid), float(ratio)), self.masked), self.most_masked)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.fusion import FusionConfig, fuse
+from ssl_pretrain.functional.seeding import host_twin
 from ssl_pretrain.functional.segmentation_loss import segmentation_loss
-from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output
+from ssl_pretrain.methods.base import Batch, Column, Method, MethodSetup, Output
 from ssl_pretrain.methods.dense import DenseNetwork
-from ssl_pretrain.methods.models_genesis import whole_crop
 from ssl_pretrain.methods.recipe import OptimizerConfig
 
 
@@ -59,7 +59,7 @@ class VolumeFusion(Method):
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
         """Cross-entropy and soft Dice over the classes of mixture."""
         foreground, background = halves(batch["image"])
-        images, labels = fuse(foreground, background, generator, self.config)
+        images, labels = fuse(foreground, background, host_twin(generator), self.config)
         counted = None
         if "ignored" in batch:
             first, second = halves(batch["ignored"])
@@ -68,14 +68,17 @@ class VolumeFusion(Method):
         return Output(cross_entropy + dice, {})
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
-        """Share of the foreground, fused crop and predicted share, all from 0 to 1, of the first pair of crops."""
+        """The batch's first foreground, what it is fused to, and the class of each voxel: true and predicted."""
         foreground, background = halves(batch["image"])
-        images, labels = fuse(foreground[:1], background[:1], generator, self.config)
-        shares = torch.linspace(0, 1, self.config.classes, device=images.device)
-        truth = shares[labels][:, None]
-        predicted = torch.einsum("bkdhw,k->bdhw", self.network(images).float().softmax(1), shares)[:, None]
-        shown = images[:, :1] - images[:, :1].amin()
-        return whole_crop(truth, shown / shown.amax().clamp_min(1e-6), predicted)
+        fused, labels = fuse(foreground[:1], background[:1], host_twin(generator), self.config)
+        classes = self.config.classes
+        columns = (
+            Column("foreground", "image", foreground[0]),
+            Column("fused input", "image", fused[0]),
+            Column("label", "classes", labels, classes),
+            Column("predicted label", "classes", self.network(fused).argmax(1), classes),
+        )
+        return {"columns": columns}
 
     def describe(self) -> str:
         """Classes and boxes as text."""
@@ -84,10 +87,5 @@ class VolumeFusion(Method):
 
 
 def halves(crops: Tensor) -> tuple[Tensor, Tensor]:
-    """Foregrounds and backgrounds: (2·B, …) -> two of (B, …); a single crop is both, in a picture.
-
-    The loader makes two crops per sample; they come in turn.
-    """
-    if len(crops) == 1:
-        return crops, crops.flip(2)
-    return crops[0::2][: len(crops) // 2], crops[1::2]
+    """Foregrounds and backgrounds: (2·B, …) -> two of (B, …). The loader makes two per sample; they come in turn."""
+    return crops[0::2], crops[1::2]

@@ -43,14 +43,13 @@ def save_figure(figure: Figure, target: Path, dpi: int) -> None:
 class Sheet:
     """Where the panels of a picture lie: blocks one below the other, each of rows and columns of panels.
 
-    Every column has one width, every row the height that its content asks for, and each column after ``plain`` ones a
-    colour bar of the block's height at its right.
+    Every column has one width, every row the height that its content asks for.
     """
 
     contents: tuple[tuple[float, float], ...]
     """Height and width of what each row shows, in any one unit."""
-    columns: int
-    plain: int
+    bars: tuple[bool, ...]
+    """For each column whether there is a colour bar, as tall as the block, at its right."""
     blocks: int
 
     panel_width: ClassVar[float] = 2.3  # all in inches
@@ -62,6 +61,11 @@ class Sheet:
     gap: ClassVar[float] = 0.07
     bar: ClassVar[float] = 0.1
     bar_labels: ClassVar[float] = 0.55
+
+    @property
+    def columns(self) -> int:
+        """Of panels."""
+        return len(self.bars)
 
     @property
     def row_heights(self) -> list[float]:
@@ -92,7 +96,7 @@ class Sheet:
         return self._box(left, self._block_bottom(block), self.bar, self.block_height)
 
     def _column_left(self, column: int) -> float:
-        bars = max(column - self.plain, 0) * (self.bar + self.bar_labels)
+        bars = sum(self.bars[:column]) * (self.bar + self.bar_labels)
         return self.left + column * (self.panel_width + self.gap) + bars
 
     def _block_bottom(self, block: int) -> float:

@@ -1,10 +1,10 @@
-"""The panels of a reconstruction picture: what each column shows of one slice through a crop."""
+"""The panels of a picture: what each column shows of one slice through a crop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,15 +17,32 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 Triple = tuple[int, int, int]
-Panel = Callable[["Axes", "Crop", "Plane"], "AxesImage | None"]
+Draw = Callable[["Axes", "Plane"], "AxesImage | None"]
 
-_MASK_COLOUR, _HARD_COLOUR, _EMPTY_COLOUR = "#3f6ea8", "#00b7ff", "#e9e9e9"
-_ERROR_MAP, _DIFFICULTY_MAP = "inferno", "YlOrRd"
+EMPTY_COLOUR, ERROR_MAP = "#e9e9e9", "inferno"
+_MASK_COLOUR, _HARD_COLOUR, _DIFFICULTY_MAP = "#3f6ea8", "#00b7ff", "YlOrRd"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A column of one channel.
+
+    Attributes:
+        heading: above its first row.
+        draw: draws a plane of it, and returns what the colour bar explains, if anything.
+        bar: whether there is room for a colour bar at its right.
+        ticks: of the colour bar; None for matplotlib's.
+    """
+
+    heading: str
+    draw: Draw
+    bar: bool = False
+    ticks: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One channel of what is drawn; the volumes are ``(D, H, W)``, the grids ``(gd, gh, gw)``."""
+    """One channel of a reconstruction; the volumes are ``(D, H, W)``, the grids ``(gd, gh, gw)``."""
 
     image: Floats
     masked_input: Floats
@@ -38,7 +55,7 @@ class Crop:
     @cached_property
     def window(self) -> tuple[float, float]:
         """Grey values shown as black and white: robust, so that one bright vessel does not darken the rest."""
-        return _range(self.image, 0.5, 99.5)
+        return grey_window(self.image)
 
     @cached_property
     def error(self) -> Floats:
@@ -49,7 +66,7 @@ class Crop:
     @cached_property
     def largest_error(self) -> float:
         """Where the colour bar ends: one value for all planes, so that they can be compared."""
-        return _range(self.error, 0, 99)[1]
+        return largest_error(self.error)
 
 
 @dataclass(frozen=True)
@@ -100,16 +117,16 @@ class Plane:
         return axes.imshow(picture, aspect=aspect, origin=origin, interpolation="nearest", **options)
 
 
-def _input(axes: Axes, crop: Crop, plane: Plane) -> None:
+def _input(crop: Crop, axes: Axes, plane: Plane) -> None:
     _grey(axes, crop.image, crop, plane)
 
 
-def _masked_input(axes: Axes, crop: Crop, plane: Plane) -> None:
+def _masked_input(crop: Crop, axes: Axes, plane: Plane) -> None:
     _grey(axes, crop.masked_input, crop, plane)
     _veil(axes, plane.of_cells(crop.mask), plane, _MASK_COLOUR, 0.65)
 
 
-def _reconstruction(axes: Axes, crop: Crop, plane: Plane) -> None:
+def _reconstruction(crop: Crop, axes: Axes, plane: Plane) -> None:
     masked = plane.of_cells(crop.mask)
     shown = np.where(masked, plane.of(crop.reconstruction), plane.of(crop.image))
     low, high = crop.window
@@ -117,12 +134,12 @@ def _reconstruction(axes: Axes, crop: Crop, plane: Plane) -> None:
     _veil(axes, ~masked, plane, "black", 0.5)
 
 
-def _error(axes: Axes, crop: Crop, plane: Plane) -> AxesImage:
-    axes.set_facecolor(_EMPTY_COLOUR)
-    return plane.show(axes, plane.of(crop.error), cmap=_ERROR_MAP, vmin=0, vmax=crop.largest_error)
+def _error(crop: Crop, axes: Axes, plane: Plane) -> AxesImage:
+    axes.set_facecolor(EMPTY_COLOUR)
+    return plane.show(axes, plane.of(crop.error), cmap=ERROR_MAP, vmin=0, vmax=crop.largest_error)
 
 
-def _difficulty(axes: Axes, crop: Crop, plane: Plane) -> AxesImage | None:
+def _difficulty(crop: Crop, axes: Axes, plane: Plane) -> AxesImage | None:
     low, high = crop.window
     # Black is shown as mid grey: colours laid over black could not be told apart.
     plane.show(axes, plane.of(crop.image), cmap="gray", vmin=2 * low - high, vmax=high)
@@ -136,14 +153,28 @@ def _difficulty(axes: Axes, crop: Crop, plane: Plane) -> AxesImage | None:
     return coloured
 
 
-PANELS: tuple[tuple[str, Panel], ...] = (
-    ("input", _input),
-    ("masked input", _masked_input),
-    ("reconstruction", _reconstruction),
-    ("absolute error", _error),
-    ("difficulty", _difficulty),
-)
-"""Columns from left to right: heading and what draws it. The last one is for methods that rate cells."""
+def reconstruction_panels(crop: Crop) -> list[Panel]:
+    """The columns of a reconstruction from left to right; the last one if cells were rated or called hard."""
+    panels = [
+        Panel("input", partial(_input, crop)),
+        Panel("masked input", partial(_masked_input, crop)),
+        Panel("reconstruction", partial(_reconstruction, crop)),
+        Panel("absolute error", partial(_error, crop), bar=True),
+    ]
+    if crop.difficulty is not None or crop.hard is not None:
+        heading = "difficulty" if crop.hard is None else "difficulty, hard cells outlined"
+        panels.append(Panel(heading, partial(_difficulty, crop), bar=True))
+    return panels
+
+
+def grey_window(image: Floats) -> tuple[float, float]:
+    """Grey values to show as black and white: the 0.5th and the 99.5th percentile."""
+    return _range(image, 0.5, 99.5)
+
+
+def largest_error(error: Floats) -> float:
+    """Where the colours of an error end: its 99th percentile."""
+    return _range(error, 0, 99)[1]
 
 
 def _grey(axes: Axes, volume: Floats, crop: Crop, plane: Plane) -> None:

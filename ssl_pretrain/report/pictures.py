@@ -1,8 +1,8 @@
-"""What a masked-image method sees and predicts, as one picture of three orthogonal slices through a crop."""
+"""What a method sees and predicts, as one picture of three orthogonal slices through a crop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ssl_pretrain.report._columns import Column, check_columns, column_panels
 from ssl_pretrain.report._figure import Sheet, new_figure, save_figure
-from ssl_pretrain.report._panels import PANELS, Bools, Crop, Floats, Plane, Triple
+from ssl_pretrain.report._panels import Bools, Crop, Floats, Panel, Plane, Triple, reconstruction_panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +22,24 @@ Array = npt.NDArray[Any] | torch.Tensor
 MOST_CHANNELS = 2
 """Channels that are drawn; more would make the picture too tall to read."""
 
-_PLAIN_COLUMNS = 3  # the grey ones, which need no colour bar
+
+def draw_picture(
+    target: Path, arrays: Mapping[str, Any], *, title: str, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> None:
+    """Draw what a method shows: ``columns`` of its own, or the arrays of a reconstruction.
+
+    Args:
+        target: the PNG file, replaced as a whole.
+        arrays: arguments of :func:`draw_columns` or of :func:`draw_reconstruction`.
+        title: shown above.
+        spacing: of the voxels along D, H and W in mm, for the aspect ratio.
+
+    Raises:
+        ValueError: shapes do not fit together.
+        OSError: ``target`` cannot be written.
+    """
+    draw = draw_columns if "columns" in arrays else draw_reconstruction
+    draw(target, **arrays, title=title, spacing=spacing)
 
 
 def choose_slices(mask: Array, cell: Triple, hard: Array | None = None) -> Triple:
@@ -91,48 +109,85 @@ def draw_reconstruction(
     grids = (_bools(mask), None if difficulty is None else _floats(difficulty), None if hard is None else _bools(hard))
     _check(arrays, dict(zip(("mask", "difficulty", "hard"), grids, strict=True)), cell)
 
-    channels = len(arrays["image"])
-    drawn = min(channels, MOST_CHANNELS)
     seen, shown, made = arrays.values()
-    crops = [Crop(seen[channel], shown[channel], made[channel], *grids, cell) for channel in range(drawn)]
+    crops = [Crop(seen[channel], shown[channel], made[channel], *grids, cell) for channel in _drawn(len(seen))]
+    blocks = [reconstruction_panels(crop) for crop in crops]
     voxels = choose_slices(mask, cell, hard)
     planes = [Plane(axis, voxel, cell, spacing) for axis, voxel in enumerate(voxels)]
-    note = f"  (first {drawn} of {channels} channels)" if channels > drawn else ""
-    figure = _draw(crops, planes, title + note, rated=difficulty is not None or hard is not None)
-    save_figure(figure, target, dpi=110)
+    save_figure(_draw(blocks, planes, crops[0].image.shape, title + _note(len(seen))), target, dpi=110)
 
 
-def _draw(crops: Sequence[Crop], planes: Sequence[Plane], title: str, rated: bool) -> Figure:
-    extent = np.array(crops[0].image.shape) * np.array(planes[0].spacing)
+def draw_columns(
+    target: Path,
+    *,
+    columns: Sequence[Column],
+    title: str,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> None:
+    """Draw the columns that a method names, of a crop in which no cells are masked.
+
+    Rows are the planes through the centre of the crop, for each of the first two channels. Images share one grey
+    window per channel, from the 0.5th to the 99.5th percentile of the first image. The colours of an error go from 0
+    to the 99th percentile over the crop. Classes have a colour each, 0 is light grey.
+
+    Args:
+        target: the PNG file, replaced as a whole.
+        columns: from left to right.
+        title: shown above, with a note if not all channels are drawn.
+        spacing: of the voxels along D, H and W in mm, for the aspect ratio.
+
+    Raises:
+        ValueError: no columns, an unknown kind, shapes that differ, or a class that there is not.
+        OSError: ``target`` cannot be written.
+    """
+    volumes = [_floats(column.values) for column in columns]
+    check_columns(columns, volumes)
+    channels = max(len(volume) for volume in volumes)
+    shape: Triple = volumes[0].shape[1:]
+    planes = [Plane(axis, size // 2, shape, spacing) for axis, size in enumerate(shape)]
+    blocks = [column_panels(columns, volumes, channel) for channel in _drawn(channels)]
+    save_figure(_draw(blocks, planes, shape, title + _note(channels)), target, dpi=110)
+
+
+def _drawn(channels: int) -> range:
+    return range(min(channels, MOST_CHANNELS))
+
+
+def _note(channels: int) -> str:
+    drawn = len(_drawn(channels))
+    return f"  (first {drawn} of {channels} channels)" if channels > drawn else ""
+
+
+def _draw(blocks: Sequence[Sequence[Panel]], planes: Sequence[Plane], shape: Sequence[int], title: str) -> Figure:
+    extent = np.array(shape) * np.array(planes[0].spacing)
     contents = tuple(
         (float(extent[rows]), float(extent[columns])) for rows, columns in (plane.axes for plane in planes)
     )
-    sheet = Sheet(contents, len(PANELS) if rated else len(PANELS) - 1, _PLAIN_COLUMNS, len(crops))
+    sheet = Sheet(contents, tuple(panel.bar for panel in blocks[0]), len(blocks))
     figure = new_figure(*sheet.size)
     figure.text(0.5, 1 - 0.5 * sheet.top / sheet.size[1], title, ha="center", va="center", fontsize=12)
-    for channel, crop in enumerate(crops):
-        for column in range(sheet.columns):
-            _draw_column(figure, sheet, channel, column, crop, planes)
+    for channel, panels in enumerate(blocks):
+        for column, panel in enumerate(panels):
+            _draw_column(figure, sheet, channel, column, panel, planes)
     return figure
 
 
-def _draw_column(figure: Figure, sheet: Sheet, channel: int, column: int, crop: Crop, planes: Sequence[Plane]) -> None:
-    heading, draw = PANELS[column]
-    if heading == "difficulty" and crop.hard is not None:
-        heading += ", hard cells outlined"
+def _draw_column(
+    figure: Figure, sheet: Sheet, channel: int, column: int, panel: Panel, planes: Sequence[Plane]
+) -> None:
     prefix = f"channel {channel}\n" if sheet.blocks > 1 else ""
     coloured = None
     for row, plane in enumerate(planes):
         axes = figure.add_axes(sheet.panel(channel, row, column))
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        coloured = draw(axes, crop, plane)
+        coloured = panel.draw(axes, plane)
         if row == 0:
-            axes.set_title(heading, fontsize=10, pad=4)
+            axes.set_title(panel.heading, fontsize=10, pad=4)
         if column == 0:
             axes.set_ylabel(prefix + plane.name, fontsize=9)
-    if coloured is not None:
-        bar = figure.colorbar(coloured, cax=figure.add_axes(sheet.colour_bar(channel, column)))
+    if panel.bar and coloured is not None:
+        bar = figure.colorbar(coloured, cax=figure.add_axes(sheet.colour_bar(channel, column)), ticks=panel.ticks)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
 

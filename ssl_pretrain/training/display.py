@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_pretrain.data.batches import assemble
 from ssl_pretrain.methods.base import VALIDATION_STREAM, Method
-from ssl_pretrain.report.pictures import draw_reconstruction
+from ssl_pretrain.report.pictures import draw_picture
 from ssl_pretrain.training.history import History, format_seconds
 
 log = logging.getLogger("ssl_pretrain")
@@ -47,7 +47,7 @@ class Bar(TQDMProgressBar):
 
 
 class Pictures(Callback):
-    """Draws the reconstruction of one fixed validation crop under a fixed random state.
+    """Draws what the method makes of one fixed validation sample under a fixed random state.
 
     Args:
         folder: where ``epoch_0001.png`` and so on go.
@@ -66,18 +66,18 @@ class Pictures(Callback):
         if not trainer.is_global_zero or not (epoch == 1 or epoch % self.every == 0 or epoch == trainer.max_epochs):
             return
         method = cast("Method", pl_module)
-        batch = self._fixed_crop(trainer, method)
+        batch = self._fixed_sample(trainer, method)
         with torch.no_grad():
             arrays = method.pictures(batch, method.generator_for(VALIDATION_STREAM, PICTURE))
-        title = f"{type(method).__name__}, epoch {epoch}, {batch['case'][0]}"
+        title = f"{type(method).__name__}, epoch {epoch}, {', '.join(batch['case'])}"
         try:
             self.folder.mkdir(exist_ok=True)
-            draw_reconstruction(self.folder / f"epoch_{epoch:04d}.png", **arrays, title=title, spacing=self.spacing)
+            draw_picture(self.folder / f"epoch_{epoch:04d}.png", arrays, title=title, spacing=self.spacing)
         except OSError as error:
             log.warning("No picture of epoch %d: %s", epoch, error)
 
     @staticmethod
-    def _fixed_crop(trainer: Trainer, method: Method) -> Any:
+    def _fixed_sample(trainer: Trainer, method: Method) -> Any:
         crops = cast("Any", trainer).datamodule.val_crops
-        batch = assemble([crops[0]])
+        batch = assemble([crops[number] for number in range(method.crops_per_sample)])
         return {key: value.to(method.device) if isinstance(value, Tensor) else value for key, value in batch.items()}

@@ -50,7 +50,7 @@ def trainer_of(backbone: Backbone) -> str:
     """The trainer that builds a network which nnU-Net's own cannot; none for a U-Net."""
     if not isinstance(backbone, TokenBackbone):
         return ""
-    return "PrimusTrainer_ft" if isinstance(backbone, PrimusBackbone) else "UNETRTrainer"
+    return "PrimusTrainer_ft" if isinstance(backbone, PrimusBackbone) else "UNETRTrainer_ft"
 
 
 def write_plans(run: Run) -> str:

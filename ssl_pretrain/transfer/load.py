@@ -3,202 +3,212 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ssl_pretrain.functional.geometry import grid_of
-from ssl_pretrain.networks.tokens import resize_positions
-from ssl_pretrain.transfer.matching import Slot, align, beginnings, inflation, slots_of
+from ssl_pretrain.transfer.adapting import check_channels
+from ssl_pretrain.transfer.fitting import ROTARY_TABLE, Verdict, judge
+from ssl_pretrain.transfer.matching import Alignment, Slot, align, beginnings, is_rotary, slots_of
+from ssl_pretrain.transfer.report import Entry, Report, shown
+from ssl_pretrain.transfer.stages import renumbered
 from ssl_pretrain.transfer.weights_file import WeightsFile, read_weights
+
+__all__ = ["Entry", "Report", "load_pretrained"]
 
 logger = logging.getLogger("ssl_pretrain")
 
-Shape = tuple[int, ...]
+MANY = 3
+"""How many tensors a message names."""
 
 
-class Entry(NamedTuple):
-    """One tensor that a file offered to a network.
-
-    Attributes:
-        name: its name in the network.
-        file_shape: its shape in the file.
-        network_shape: its shape in the network.
-        reason: why it was inflated or skipped; empty where it was loaded as it is.
-    """
-
-    name: str
-    file_shape: Shape
-    network_shape: Shape
-    reason: str
+class _Mapped(NamedTuple):
+    channels: tuple[int, ...]
+    theirs: int
 
 
-@dataclass(frozen=True)
-class Report:
-    """What became of every tensor, of the file and of the network.
-
-    Attributes:
-        file: where the weights come from.
-        loaded: copied as they are.
-        inflated: adapted to the network: input projections that were repeated over channels and divided by the number
-            of repetitions, and positions that were interpolated to another patch size.
-        skipped: offered by the file and not taken, with the reason.
-        fresh: tensors of the network to which the file offers nothing; they stay as they were initialised.
-        unused: names in the file for which the network has no place.
-        fraction: share of the network's numbers that now come from the file, 0 to 1.
-    """
-
-    file: Path
-    loaded: tuple[Entry, ...]
-    inflated: tuple[Entry, ...]
-    skipped: tuple[Entry, ...]
-    fresh: tuple[str, ...]
-    unused: tuple[str, ...]
-    fraction: float
-
-    @property
-    def summary(self) -> str:
-        """The file, how much of the network comes from it, and the number of tensors of each kind."""
-        kinds = ("loaded", "inflated", "skipped", "fresh", "unused")
-        counts = ", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds)
-        return f"Pretrained weights from {self.file}: {100 * self.fraction:.1f} % of the network. Tensors: {counts}."
-
-    def __str__(self) -> str:
-        """Return the summary, then a table with a line per tensor."""
-        rows = list(self._rows())
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows)
-        return "\n".join([self.summary, *(line.rstrip() for line in lines)])
-
-    def _rows(self) -> Iterator[tuple[str, str, str, str, str]]:
-        yield ("", "tensor", "in the file", "in the network", "")
-        for kind in ("loaded", "inflated", "skipped"):
-            for entry in getattr(self, kind):
-                yield kind, entry.name, _shown(entry.file_shape), _shown(entry.network_shape), entry.reason
-        for name in self.fresh:
-            yield "fresh", name, "-", "", "nothing in the file; as initialised"
-        for name in self.unused:
-            yield "unused", name, "", "-", "no such tensor in the network"
+class _Plan(NamedTuple):
+    report: Report
+    copies: list[tuple[Tensor, Tensor]]
+    inexact: list[Entry]
 
 
-class _Copy(NamedTuple):
-    target: Tensor
-    value: Tensor
-
-
-def load_pretrained(network: nn.Module, file: str | Path) -> Report:
-    """Copy pretrained weights into a network, as far as they fit, and say what was done with each tensor.
+def load_pretrained(
+    network: nn.Module,
+    file: str | Path | WeightsFile,
+    *,
+    channels: Sequence[int] | None = None,
+    strict: bool = False,
+    fix_nnssl_axes: bool = False,
+) -> Report:
+    """Copy pretrained weights into a network, as far as they can be made to fit, and say what was done with each.
 
     Accepts our ``checkpoint_final.pth`` (only what is pretrained in it is taken), checkpoints of nnU-Net, bare
     ``state_dict``\\ s, files that hold only an encoder, and names with the prefixes of wrappers. Segmentation heads are
-    taken from a file of ours alone: elsewhere their outputs are the classes of another dataset. Where the network has
-    more input channels than the file, the input projection is repeated over channels and divided by the number of
-    repetitions, so that the response to identical channels stays the same. The report goes to the log as well.
+    taken from a file of ours alone: elsewhere their outputs are the classes of another dataset. Tensors of another
+    shape are adapted where that has a meaning: other input channels, other kernels along an axis, another patch size,
+    another number of stages (``documentation/explanation/adapting-weights.md``). The report goes to the log as well.
 
     Args:
         network: changed in place; may be wrapped in DistributedDataParallel or torch.compile.
-        file: opened with ``weights_only``, so nothing in it is executed.
+        file: any that :func:`~ssl_pretrain.transfer.weights_file.read_weights` opens, or what that has read; nothing
+            in it is executed.
+        channels: for each input channel of the network the file's channel that it corresponds to, counted from 0; None
+            to repeat or average them.
+        strict: load only where every tensor of the network but its segmentation heads comes from the file as it is, and
+            nothing of the file is left over.
+        fix_nnssl_axes: swap the first two axes of position embeddings back that nnssl's MAE trainers exchanged.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint, needs arbitrary code, or nothing in it fits. The network is unchanged then.
+        FileNotFoundError: no such file, or none that can be reached.
+        ValueError: not a checkpoint, needs arbitrary code, weights of a 2-D network for a 3-D one or the reverse,
+            ``channels`` that do not fit, nothing in it fits, or ``strict`` and it is not exact. The network is
+            unchanged then.
     """
-    weights = read_weights(file)
+    weights = file if isinstance(file, WeightsFile) else read_weights(file, fix_nnssl_axes=fix_nnssl_axes)
     slots = slots_of(network)
-    mapping = align(weights.tensors, slots, network)
-    report, copies = _plan(weights, slots, mapping)
-    if not copies:
-        raise ValueError(_nothing_fits(weights, slots, report))
+    alignment = align(weights.tensors, slots, network)
+    plan = _plan(weights, slots, alignment, channels)
+    if not plan.copies:
+        raise ValueError(_nothing_fits(weights, slots, plan.report))
+    if strict and plan.inexact:
+        raise ValueError(_not_exact(weights, plan.inexact))
     with torch.no_grad():
-        for target, value in copies:
+        for target, value in plan.copies:
             target.copy_(value)
-    logger.info("%s", report)
-    return report
+    logger.info("%s", plan.report)
+    return plan.report
 
 
-def _plan(weights: WeightsFile, slots: list[Slot], mapping: dict[str, str]) -> tuple[Report, list[_Copy]]:
+def _plan(weights: WeightsFile, slots: list[Slot], alignment: Alignment, channels: Sequence[int] | None) -> _Plan:
     """Decide about every tensor; nothing is copied yet, so that a refusal leaves the network as it is."""
-    offers = {name: key for key, name in reversed(mapping.items())}
-    entries: dict[str, list[Entry]] = {"loaded": [], "inflated": [], "skipped": []}
-    fresh: list[str] = []
-    copies: list[_Copy] = []
+    offers = _offers(slots, alignment)
+    _check_dimensions(weights, slots, offers)
+    mapped = _Mapped((), 0) if channels is None else _mapped(weights, slots, offers, channels)
+    entries: dict[str, list[Entry]] = {"loaded": [], "adapted": [], "fresh": []}
+    copies: list[tuple[Tensor, Tensor]] = []
+    inexact: list[Entry] = []
     for slot in slots:
-        key = next((offers[name] for name in slot.names if name in offers), None)
-        if key is None:
-            fresh.append(slot.names[0])
-            continue
-        offered = weights.tensors[key]
-        kind, reason, value = _verdict(slot, offered, weights)
-        entries[kind].append(Entry(slot.names[0], tuple(offered.shape), tuple(slot.tensor.shape), reason))
-        if value is not None:
-            copies.append(_Copy(slot.tensor, value))
-    known = {name for slot in slots for name in slot.names}
-    unused = tuple(key for key in weights.tensors if mapping.get(key) not in known)
-    total = sum(slot.tensor.numel() for slot in slots)
-    fraction = sum(copy.target.numel() for copy in copies) / max(1, total)
+        key, name = offers.get(slot.names[0]), slot.names[0]
+        offered = weights.tensors[key] if key is not None else None
+        if offered is None:
+            verdict = Verdict("fresh", _absence(slot, weights, alignment))
+        else:
+            of_the_image = offered.dim() > 1 and offered.shape[1] == mapped.theirs
+            verdict = judge(slot, offered, weights, mapped.channels if of_the_image else ())
+        reason = verdict.reason or _renumbering(key, name, alignment)
+        shape = tuple(offered.shape) if offered is not None else None
+        entry = Entry(name, shape, tuple(slot.tensor.shape), reason)
+        entries[verdict.kind].append(entry)
+        if verdict.value is not None:
+            copies.append((slot.tensor, verdict.value))
+        if verdict.kind != "loaded" and not slot.is_head and not slot.is_rotary:
+            inexact.append(entry)
+    unused = _unused(weights, slots, alignment)
+    inexact += [entry for entry in unused if entry.name not in weights.left_out and not is_rotary(entry.name)]
     tables = {kind: tuple(rows) for kind, rows in entries.items()}
-    return Report(weights.file, **tables, fresh=tuple(fresh), unused=unused, fraction=fraction), copies
+    return _Plan(Report(weights.file, **tables, unused=unused), copies, inexact)
 
 
-def _verdict(slot: Slot, offered: Tensor, weights: WeightsFile) -> tuple[str, str, Tensor | None]:
-    """Return what to do with an offered tensor, why, and the values to copy."""
-    if slot.is_head and not weights.ours:
-        return "skipped", "segmentation head: its outputs are the classes of another dataset", None
-    if slot.tensor.is_floating_point() != offered.is_floating_point():
-        return "skipped", f"{offered.dtype} in the file, {slot.tensor.dtype} in the network", None
-    resized = _resized(slot, offered, weights)
-    if resized is not None:
-        return resized
-    if slot.tensor.shape == offered.shape:
-        return "loaded", "", offered
-    times = inflation(slot, offered)
-    if times is not None:
-        spread = offered.repeat(1, times, *[1] * (offered.dim() - 2)) / times
-        return "inflated", f"repeated {times} times over channels, divided by {times}", spread
-    if slot.differs_in_channels(offered):
-        channels = f"the network has {slot.tensor.shape[1]} input channels and the file {offered.shape[1]}"
-        return "skipped", f"{channels}, which does not divide them", None
-    return "skipped", "the shapes differ", None
+def _offers(slots: list[Slot], alignment: Alignment) -> dict[str, str]:
+    """Name in the file by a slot's first name; the first alias that the file has counts."""
+    by_name = {name: key for key, name in reversed(alignment.names.items())}
+    found = {slot.names[0]: next((by_name[name] for name in slot.names if name in by_name), None) for slot in slots}
+    return {name: key for name, key in found.items() if key is not None}
 
 
-def _resized(slot: Slot, offered: Tensor, weights: WeightsFile) -> tuple[str, str, Tensor | None] | None:
-    """An embedding of positions that was learned with another patch size; None for anything else."""
-    if slot.positions is None or slot.tensor.dim() != offered.dim() or slot.tensor.shape[-1] != offered.shape[-1]:
-        return None
-    if weights.patch is None:
-        if slot.tensor.shape == offered.shape:
-            return None
-        return "skipped", "positions of another patch size, and the file does not say of which", None
-    # Both networks have tokens of one size, or their projections of the image would differ.
-    tokens = offered.shape[1]
-    token = round((prod(weights.patch) / tokens) ** (1 / 3))
-    grid = grid_of(weights.patch, (token, token, token))
-    if prod(grid) != tokens:
-        return "skipped", f"{tokens} positions are not those of a patch of {weights.patch}", None
-    if grid == slot.positions:
-        return None
-    value = resize_positions(offered, grid, slot.positions)
-    return "inflated", f"positions interpolated from {_shown(grid)} to {_shown(slot.positions)} tokens", value
+def _check_dimensions(weights: WeightsFile, slots: list[Slot], offers: dict[str, str]) -> None:
+    """Refuse the weights of a 2-D network for a 3-D one, and the reverse: only their biases and norms would agree."""
+    convolutions = [(slot, weights.tensors[offers[slot.names[0]]]) for slot in slots if slot.names[0] in offers]
+    convolutions = [(slot, value) for slot, value in convolutions if slot.convolution and value.dim() in (3, 4, 5)]
+    if not convolutions or any(slot.tensor.dim() == value.dim() for slot, value in convolutions):
+        return
+    slot, value = convolutions[0]
+    raise ValueError(
+        f"{weights.file} holds the weights of a {value.dim() - 2}-D network, and this network is "
+        f"{slot.tensor.dim() - 2}-D: {slot.names[0]} is {shown(tuple(value.shape))} in the file and "
+        f"{shown(tuple(slot.tensor.shape))} here. Use weights that were pretrained in {slot.tensor.dim() - 2}-D, or "
+        f"a configuration of nnU-Net that is {value.dim() - 2}-D."
+    )
+
+
+def _mapped(weights: WeightsFile, slots: list[Slot], offers: dict[str, str], channels: Sequence[int]) -> _Mapped:
+    """Check ``channels`` against the first layer that sees the image, which tells how many channels there are."""
+    projections = (slot for slot in slots if slot.input_projection and slot.names[0] in offers)
+    pairs = ((slot.tensor, weights.tensors[offers[slot.names[0]]]) for slot in projections)
+    first = next(((int(ours.shape[1]), int(theirs.shape[1])) for ours, theirs in pairs if theirs.dim() > 2), None)
+    if first is None:
+        raise ValueError(
+            f"channels {' '.join(map(str, channels))!r} cannot be mapped: {weights.file} has no weights for the layer "
+            "of this network that sees the image. Leave channels out."
+        )
+    return _Mapped(check_channels(channels, *first), first[1])
+
+
+def _absence(slot: Slot, weights: WeightsFile, alignment: Alignment) -> str:
+    """Why the file has nothing for a tensor of the network."""
+    name = slot.names[0]
+    if slot.is_rotary:
+        return ROTARY_TABLE
+    left_out = next((weights.left_out[known] for known in slot.names if known in weights.left_out), None)
+    if left_out is not None:
+        return f"left out of the file: {left_out}"
+    ours, theirs = alignment.network_stages, alignment.stages
+    if ours > theirs > 0 and renumbered(name, ours, theirs) is None:
+        return f"the file has {theirs} stages, the network {ours}; as initialised"
+    return "nothing in the file; as initialised"
+
+
+def _renumbering(key: str | None, name: str, alignment: Alignment) -> str:
+    """Where a tensor of a decoder comes from, if the decoders count to different numbers."""
+    ours, theirs = alignment.network_stages, alignment.stages
+    if key is None or ours == theirs or not theirs or renumbered(name, ours, theirs) == name:
+        return ""
+    return f"{key} in the file: the same resolution"
+
+
+def _unused(weights: WeightsFile, slots: list[Slot], alignment: Alignment) -> tuple[Entry, ...]:
+    known = {name for slot in slots for name in slot.names}
+    rest = [key for key in weights.tensors if alignment.names.get(key) not in known]
+    found = [Entry(key, tuple(weights.tensors[key].shape), None, _surplus(key, alignment)) for key in rest]
+    left_out = {key: why for key, why in weights.left_out.items() if key not in known}
+    return (*found, *(Entry(key, None, None, f"left out of the file: {why}") for key, why in left_out.items()))
+
+
+def _surplus(key: str, alignment: Alignment) -> str:
+    """Why a tensor of the file has no place in the network."""
+    if is_rotary(key):
+        return "rotary table: the network computes its own"
+    ours, theirs = alignment.network_stages, alignment.stages
+    if key in alignment.surplus:
+        return f"the file has {theirs} stages, the network {ours}"
+    return "no such tensor in the network"
 
 
 def _nothing_fits(weights: WeightsFile, slots: list[Slot], report: Report) -> str:
     expected = ", ".join(beginnings(slot.names[0] for slot in slots)[:8])
     found = ", ".join(beginnings(weights.tensors)[:8])
-    reasons = "; ".join(
-        f"{entry.name}: {entry.reason} ({_shown(entry.file_shape)} in the file, {_shown(entry.network_shape)} here)"
-        for entry in report.skipped[:3]
-    )
+    refused = [entry for entry in report.fresh if entry.file_shape is not None]
     return (
         f"Nothing in {weights.file} fits this network. The file has {found}; the network has {expected}. "
-        + (f"Names that agree: {reasons}. " if reasons else "")
+        + (f"Names that agree: {_named(refused)}. " if refused else "")
         + "Use weights that were made with the same network."
     )
 
 
-def _shown(shape: Shape) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+def _not_exact(weights: WeightsFile, inexact: list[Entry]) -> str:
+    more = f" and {len(inexact) - MANY} more" if len(inexact) > MANY else ""
+    return (
+        f"{weights.file} does not fit this network exactly, and strict accepts nothing else: {_named(inexact)}{more}. "
+        "Leave strict out to load what fits."
+    )
+
+
+def _named(entries: Sequence[Entry]) -> str:
+    return "; ".join(
+        f"{entry.name}: {entry.reason} ({shown(entry.file_shape)} in the file, {shown(entry.network_shape)} here)"
+        for entry in entries[:MANY]
+    )

@@ -5,20 +5,42 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.networks.decoding import decoding_of
 from ssl_pretrain.networks.tokens import position_grid
+from ssl_pretrain.transfer.adapting import kernel_fits, step_fits
+from ssl_pretrain.transfer.stages import at_their_resolution, number_of_stages
 from ssl_pretrain.transfer.weights_file import plain_name
 
 HEADS = frozenset({"seg_layers", "seg_outputs"})
 """Modules that end in the classes of a dataset: in nnU-Net's own networks, and in STU-Net."""
 
+ROTARY = "rope"
+"""Module whose buffers are tables of rotary positions: a function of the patch, computed by the constructor."""
+
+MONAI_POSITIONS = "vit.patch_embedding.position_embeddings"
+"""Learned positions of MONAI's UNETR, which does not say itself where they are."""
+
 MAX_PREFIX_PARTS = 4
+
+
+class Positions(NamedTuple):
+    """Where a learned embedding of positions lies.
+
+    Attributes:
+        grid: tokens per axis, numbered in C-order.
+        token: voxels of a token per axis; None where the network does not tell.
+    """
+
+    grid: Triple
+    token: Triple | None
 
 
 @dataclass(frozen=True)
@@ -29,22 +51,58 @@ class Slot:
         names: all names under which the network registers it, wrappers removed; the first is used in reports.
         tensor: the parameter or buffer itself.
         input_projection: whether it is a weight whose second axis is the channels of the image.
-        positions: tokens per axis, where it is a learned embedding of positions; else None.
+        positions: of the tokens, where it is a learned embedding of them; else None.
         is_head: whether it belongs to the layers whose outputs are a dataset's classes.
+        convolution: whether it is the weight of a convolution, transposed or not.
+        transposed: whether it is that of a transposed one.
     """
 
     names: tuple[str, ...]
     tensor: Tensor
     input_projection: bool
-    positions: Triple | None = None
+    positions: Positions | None = None
     is_head: bool = False
+    convolution: bool = False
+    transposed: bool = False
 
-    def differs_in_channels(self, value: Tensor) -> bool:
-        """Whether this is an input projection, and ``value`` one for another number of image channels."""
+    @property
+    def is_rotary(self) -> bool:
+        """Whether it is a table of rotary positions, which belongs to the patch of this network."""
+        return is_rotary(self.names[0])
+
+    def adapts(self, value: Tensor) -> bool:
+        """Whether ``value``, of another shape, can be made to fit by what is in ``adapting`` or by interpolation."""
         ours, theirs = self.tensor.shape, value.shape
-        if not self.input_projection or len(ours) != len(theirs) or len(ours) < 3:
+        if len(ours) != len(theirs) or 0 in theirs:
             return False
-        return ours[0] == theirs[0] and ours[2:] == theirs[2:] and ours[1] != theirs[1]
+        if self.positions is not None:
+            return ours[-1] == theirs[-1]
+        if not self.convolution:
+            return False
+        fits = step_fits if self.transposed else kernel_fits
+        in_channels = ours[1] == theirs[1] or self.input_projection
+        return ours[0] == theirs[0] and in_channels and fits(theirs[2:], ours[2:])
+
+
+class Alignment(NamedTuple):
+    """What the tensors of a file are called in a network.
+
+    Attributes:
+        names: name in the network by name in the file, for those that have one.
+        surplus: names in the file that belong to stages which the network does not have.
+        stages: of the file's U-Net; 0 where it is none.
+        network_stages: of the network's.
+    """
+
+    names: dict[str, str]
+    surplus: frozenset[str]
+    stages: int
+    network_stages: int
+
+
+def is_rotary(name: str) -> bool:
+    """Whether a tensor of this name is a table of rotary positions."""
+    return ROTARY in name.split(".")[:-1]
 
 
 def slots_of(network: nn.Module) -> list[Slot]:
@@ -61,23 +119,54 @@ def slots_of(network: nn.Module) -> list[Slot]:
             names[id(tensor)].append(plain_name(name))
             tensors[id(tensor)] = tensor
     projections, heads = _input_projections(inner), _heads(inner)
-    embedding, grid = getattr(inner, "key_to_lpe", None), position_grid(inner)
+    embedding, positions = _positions(inner)
+    kernels = {id(module.weight): module for module in inner.modules() if isinstance(module, _ConvNd)}
     return [
         Slot(
             tuple(names[key]),
             tensor,
             key in projections,
-            grid if embedding in names[key] else None,
+            positions if embedding in names[key] and _agrees(tensor, positions) else None,
             key in heads or not HEADS.isdisjoint(names[key][0].split(".")),
+            key in kernels,
+            isinstance(kernels.get(key), _ConvTransposeNd),
         )
         for key, tensor in tensors.items()
     ]
 
 
+def _agrees(embedding: Tensor, positions: Positions | None) -> bool:
+    """Whether an embedding has one entry per token; one with more has entries for something else as well."""
+    return positions is not None and embedding.dim() == 3 and embedding.shape[1] == prod(positions.grid)
+
+
+def _positions(network: nn.Module) -> tuple[str | None, Positions | None]:
+    """Name and layout of a network's learned embedding of positions."""
+    embedding, grid = getattr(network, "key_to_lpe", None), position_grid(network)
+    if embedding is None and _is_monai_unetr(network):
+        embedding, grid = (
+            MONAI_POSITIONS,
+            cast("Triple", tuple(int(n) for n in cast("Sequence[int]", network.feat_size))),
+        )
+    if embedding is None or grid is None:
+        return None, None
+    stem = getattr(network, "key_to_stem", None) or str(embedding).rpartition(".")[0]
+    convolutions = (module for module in network.get_submodule(str(stem)).modules() if isinstance(module, nn.Conv3d))
+    projection = next(convolutions, None)
+    return str(embedding), Positions(grid, cast("Triple", projection.kernel_size) if projection is not None else None)
+
+
+def _is_monai_unetr(network: nn.Module) -> bool:
+    return hasattr(network, "feat_size") and hasattr(getattr(network, "vit", None), "patch_embedding")
+
+
 def _heads(network: nn.Module) -> set[int]:
-    """Ids of the tensors of the segmentation head, where a network has one that its decoder tells."""
+    """Ids of the tensors of the segmentation head, where a network has one that we know."""
     decoding = decoding_of(network)
-    return {id(p) for p in decoding.segmentation_head.parameters()} if decoding is not None else set()
+    head = decoding.segmentation_head if decoding is not None else None
+    if head is None and (hasattr(network, "swinViT") or _is_monai_unetr(network)):
+        head = getattr(network, "out", None)
+    return {id(parameter) for parameter in head.parameters()} if isinstance(head, nn.Module) else set()
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -91,47 +180,40 @@ def unwrap(network: nn.Module) -> nn.Module:
             return network
 
 
-def inflation(slot: Slot, value: Tensor) -> int | None:
-    """Return how often ``value`` has to be repeated over input channels to fit the slot; None if it cannot."""
-    ours, theirs = slot.tensor.shape, value.shape
-    if not slot.differs_in_channels(value) or theirs[1] == 0 or ours[1] % theirs[1] != 0:
-        return None
-    return ours[1] // theirs[1]
-
-
-def align(tensors: Mapping[str, Tensor], slots: Sequence[Slot], network: nn.Module) -> dict[str, str]:
-    """Map names in a file to names in the network, where the two differ by a prefix.
+def align(tensors: Mapping[str, Tensor], slots: Sequence[Slot], network: nn.Module) -> Alignment:
+    """Find what the tensors of a file are called in a network: there may be a prefix, and other numbers of stages.
 
     Files name their tensors as the network does, or with the path of a wrapper in front (``backbone.encoder.…``), or
     relative to the encoder (``stages.0.…``), or both. Of all these readings the one that fits most tensors counts;
     another one than the file's own names must fit at least half of what it claims, so that a stranger's file is not
-    taken for ours because two layers happen to agree.
-
-    Returns:
-        name in the network by name in the file, for the names that the reading covers.
+    taken for ours because two layers happen to agree. What would have to be adapted speaks neither for nor against it.
     """
     by_name = {name: slot for slot in slots for name in slot.names}
+    stages = number_of_stages(by_name)
     best, best_score = {key: key for key in tensors}, 0
     readings = [(dropped, added) for dropped in _leading_paths(tensors) for added in _encoder_paths(network)]
     for dropped, added in sorted(readings, key=lambda reading: len("".join(reading))):
         mapping = {key: added + key.removeprefix(dropped) for key in tensors if key.startswith(dropped)}
-        fitting = [key for key, name in mapping.items() if _fits(by_name.get(name), tensors[key])]
-        score = len({by_name[mapping[key]].names for key in fitting})
+        placed = {key: name for key, name in at_their_resolution(mapping, stages).items() if name is not None}
+        found = {key: by_name[name] for key, name in placed.items() if name in by_name}
+        exact = {key for key, slot in found.items() if slot.tensor.shape == tensors[key].shape}
+        adaptable = {key for key, slot in found.items() if key not in exact and slot.adapts(tensors[key])}
+        score = len({found[key].names for key in exact | adaptable})
         as_it_is = not dropped and not added
-        if score > best_score and (as_it_is or 2 * len(fitting) >= len(mapping)):
+        if score > best_score and (as_it_is or 2 * len(exact) >= len(placed) - len(adaptable)):
             best, best_score = mapping, score
-    return best
+    names = at_their_resolution(best, stages)
+    return Alignment(
+        {key: name for key, name in names.items() if name is not None},
+        frozenset(key for key, name in names.items() if name is None),
+        number_of_stages(best.values()),
+        stages,
+    )
 
 
 def beginnings(names: Iterable[str]) -> list[str]:
     """Return the distinct beginnings of dotted names, in order: what tells one kind of file from another."""
     return list(dict.fromkeys(".".join(part for part in name.split(".")[:2] if not part.isdigit()) for name in names))
-
-
-def _fits(slot: Slot | None, value: Tensor) -> bool:
-    if slot is None:
-        return False
-    return slot.tensor.shape == value.shape or inflation(slot, value) is not None or slot.positions is not None
 
 
 def _leading_paths(names: Iterable[str]) -> list[str]:

@@ -46,7 +46,7 @@ def write_network_plans(plans_file: Path, configuration: str, network: str, back
     """
     plans_file = Path(plans_file)
     plans = _read(plans_file)
-    resolved = _resolve(plans, configuration, plans_file)
+    resolved = resolve_configuration(plans, configuration, plans_file)
     _check_volume(resolved, configuration, plans_file, network)
     entry: dict[str, Any] = {
         "architecture": {
@@ -77,7 +77,7 @@ def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
     """
     plans_file = Path(plans_file)
     plans = _read(plans_file)
-    resolved = _resolve(plans, configuration, plans_file)
+    resolved = resolve_configuration(plans, configuration, plans_file)
     architecture = {
         "network_class_name": STUNET_PATH,
         "arch_kwargs": stunet_kwargs(size, _strides(resolved, configuration, plans_file)),
@@ -88,14 +88,14 @@ def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
 
 def _write(plans_file: Path, plans: dict[str, Any], configuration: str, network: str, entry: Mapping[str, Any]) -> Path:
     """Write the plans with ``entry`` in a configuration, or leave the file that says so already."""
-    resolved = _resolve(plans, configuration, plans_file)
+    resolved = resolve_configuration(plans, configuration, plans_file)
     architecture = json.loads(json.dumps(entry["architecture"]))
     target = plans_file.with_name(f"{plans_file.stem}_{network}{plans_file.suffix}")
     written = _read(target) if target.exists() else copy.deepcopy(plans)
     if target.exists():
         if configuration not in written["configurations"]:
             written["configurations"][configuration] = copy.deepcopy(plans["configurations"][configuration])
-        present = _resolve(written, configuration, target)
+        present = resolve_configuration(written, configuration, target)
         _check_agreement(target, plans_file, configuration, present, resolved)
         if present.get("architecture") == architecture:
             return target
@@ -124,8 +124,12 @@ def _read(file: Path) -> dict[str, Any]:
     return plans
 
 
-def _resolve(plans: dict[str, Any], configuration: str, file: Path) -> dict[str, Any]:
-    """Return a configuration with everything it inherits."""
+def resolve_configuration(plans: dict[str, Any], configuration: str, file: Path) -> dict[str, Any]:
+    """Return a configuration of a plans file with everything it inherits.
+
+    Raises:
+        ValueError: the plans have no such configuration, or it inherits from itself.
+    """
     chain: list[str] = []
     name: str | None = configuration
     while name is not None:

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from ssl_pretrain.functional.geometry import Triple, as_triple
+from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.transfer.safetensors_file import SUFFIX
+from ssl_pretrain.transfer.sources import (
+    anatomask,
+    dae,
+    hub,
+    monai_swin,
+    nnssl,
+    nnunet_v1,
+    nnunet_v2,
+    ours,
+    plain,
+    stunet,
+)
+from ssl_pretrain.transfer.sources.base import CONTAINERS, Opened, Reading, Source, plain_name, tensors_of
+from ssl_pretrain.transfer.sources.nnssl_axes import are_exchanged, with_axes_in_order
+from ssl_pretrain.transfer.sources.pickles import open_pickle
+from ssl_pretrain.transfer.sources.safe_tensors import open_safetensors
 
-CONTAINERS = ("network_weights", "state_dict", "model")
-"""Names under which a checkpoint keeps its tensors: ours and nnU-Net's, the usual one, and a less usual one."""
+__all__ = ["SOURCES", "WeightsFile", "plain_name", "read_weights"]
 
-WRAPPERS = frozenset({"module", "_orig_mod"})
-"""What DistributedDataParallel and torch.compile put into the names of parameters."""
+logger = logging.getLogger("ssl_pretrain")
 
-NUMERIC_TYPES = "?bBhHiIlLqQefdgFDSU"
-"""NumPy's type codes of numbers and text; arrays of arbitrary objects are not among them."""
+SOURCES: tuple[Source, ...] = (ours, anatomask, nnssl, stunet, nnunet_v1, nnunet_v2, dae, monai_swin, plain)
+"""Readers of all formats; the first one that recognises a file reads it."""
 
 
 @dataclass(frozen=True)
@@ -33,150 +42,82 @@ class WeightsFile:
     """The tensors of a file.
 
     Attributes:
-        file: where they come from.
-        tensors: by name, without the names of wrappers; on the CPU. For a file of ours only what was pretrained.
+        file: where they come from; for weights on the Hub, where they lie in its cache.
+        tensors: by the names of the network that they were made for, without those of wrappers; on the CPU. For a file
+            of ours only what was pretrained.
         ours: whether the file says itself which of its tensors are pretrained.
         patch: voxels of the patch that the weights were trained with; None where the file does not say.
+        origin: short name of the format.
+        metadata: what the file says besides its tensors. Of our files and those of nnssl the entries of a checkpoint,
+            ``pretraining`` and ``nnssl_adaptation_plan`` among them; of others what there is.
+        left_out: tensors of the file that are not handed on, by their names in the file, with the reason.
     """
 
     file: Path
     tensors: dict[str, Tensor]
     ours: bool
     patch: Triple | None = None
+    origin: str = plain.ORIGIN
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_weights(file: str | Path) -> WeightsFile:
-    """Read the tensors of a checkpoint or a bare ``state_dict``; nothing in the file is executed.
+def read_weights(source: str | Path, *, fix_nnssl_axes: bool = False) -> WeightsFile:
+    """Read the tensors of a file of weights; nothing in it is executed.
+
+    Reads our ``checkpoint_final.pth`` and our safetensors, checkpoints of nnU-Net v1 and v2, STU-Net, nnssl (OpenMind),
+    the published AnatoMask, DAE and MONAI's pretrained Swin, and any file with tensors at its top level or under
+    ``network_weights``, ``state_dict`` or ``model`` (``documentation/how-to/weights-from-elsewhere.md``).
 
     Args:
-        file: written by ``torch.save``: our ``checkpoint_final.pth``, a checkpoint of nnU-Net (version 1 or 2), or any
-            file with tensors under ``state_dict``, under ``model`` or at its top level.
+        source: a file, or ``hf://ORG/REPO[@REVISION][/FILE]`` on the Hugging Face Hub.
+        fix_nnssl_axes: put the position embeddings of a Primus of nnssl, which has two axes exchanged, in order.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: needs arbitrary code to be opened (refused), is no checkpoint, is truncated, or holds no tensors.
+        FileNotFoundError: no such file, or none that can be reached.
+        ValueError: needs arbitrary code to be opened (refused), is no checkpoint, is truncated, holds no tensors, or
+            ``fix_nnssl_axes`` for a file that has its axes in order.
     """
-    file = Path(file)
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"The file of pretrained weights {file} {what}. Name a file such as …/checkpoint_final.pth."
-        )
-    content = _open(file)
-    tensors = _find_tensors(content)
-    pretraining = content.get("pretraining") if isinstance(content, Mapping) else None
-    ours = isinstance(pretraining, Mapping) and "pretrained_keys" in pretraining
-    if isinstance(pretraining, Mapping) and ours:
-        tensors = _only_pretrained(file, tensors, list(pretraining["pretrained_keys"]))
-    if not tensors:
+    file = hub.fetch(source) if hub.is_reference(source) else _existing(Path(source))
+    content = open_safetensors(file) if file.suffix == SUFFIX else open_pickle(file)
+    opened = Opened(file, content, tensors_of(content))
+    if not opened.tensors:
         raise ValueError(
             f"{file} holds no weights: there are no tensors at its top level nor under {', '.join(CONTAINERS)}."
         )
-    return WeightsFile(file, _without_wrappers(tensors), ours, _patch_of(content))
+    reading = next(one for one in SOURCES if one.recognise(opened)).read(opened)
+    if fix_nnssl_axes:
+        reading = with_axes_in_order(reading, file)
+    _log(reading, file)
+    return WeightsFile(
+        file,
+        reading.tensors,
+        reading.ours,
+        reading.patch,
+        reading.origin,
+        reading.metadata,
+        reading.left_out,
+    )
 
 
-def _patch_of(content: Any) -> Triple | None:
-    """The patch size that a file of ours, or one of nnssl, names."""
-    if not isinstance(content, Mapping):
-        return None
-    plan = content.get("nnssl_adaptation_plan")
-    configurations = plan.get("pretrain_plan", {}).get("configurations", {}) if isinstance(plan, Mapping) else {}
-    sizes = [entry.get("patch_size") for entry in configurations.values() if isinstance(entry, Mapping)]
-    pretraining = content.get("pretraining")
-    if isinstance(pretraining, Mapping):
-        sizes.insert(0, pretraining.get("patch_size"))
-    found = next((size for size in sizes if size), None)
-    return as_triple(list(found), "patch_size in the file") if found else None
-
-
-def plain_name(key: str) -> str:
-    """Return a parameter's name without the parts that DistributedDataParallel and torch.compile put in."""
-    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
-
-
-def _open(file: Path) -> Any:
-    try:
-        with _harmless_numpy(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:  # torch.load answers malformed files with KeyError, EOFError, struct.error and others
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted:
-            raise ValueError(
-                f"{file} is refused: opening it would run {wanted[1].rstrip('.')}, and a file of weights must not run "
-                "code. If you trust where it comes from, load it yourself and save its tensors alone: "
-                "torch.save({'network_weights': network.state_dict()}, FILE)."
-            ) from error
-        raise ValueError(
-            f"{file} cannot be opened as a checkpoint ({_first_line(error)}): it is truncated, or torch.save did not "
-            "write it. Copy or download it again."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
-
-
-@contextmanager
-def _harmless_numpy() -> Iterator[None]:
-    """Let ``weights_only`` pass NumPy's numbers: every checkpoint of nnU-Net has them in its log."""
-    before = get_safe_globals()
-    # Not torch.serialization.safe_globals, which PyTorch 2.4 does not have yet.
-    add_safe_globals(_numpy_globals())
-    try:
-        yield
-    finally:
-        clear_safe_globals()
-        add_safe_globals(before)
-
-
-def _numpy_globals() -> list[Any]:
-    # NumPy 2 renamed numpy.core; a file has the name of the NumPy that wrote it, which need not be the one here.
-    core = "numpy._core" if hasattr(np, "_core") else "numpy.core"
-    multiarray = import_module(f"{core}.multiarray")
-    makers = (multiarray.scalar, multiarray._reconstruct)
-    aliases = [_under_name(maker, f"numpy.{name}.multiarray") for maker in makers for name in ("core", "_core")]
-    return [*aliases, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in NUMERIC_TYPES}]
-
-
-def _under_name(function: Callable[..., Any], module: str) -> Callable[..., Any]:
-    def alias(*args: Any) -> Any:
-        return function(*args)
-
-    alias.__module__ = module
-    alias.__name__ = alias.__qualname__ = function.__name__
-    return alias
-
-
-def _find_tensors(content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        return {}
-    for name in CONTAINERS:
-        if isinstance(content.get(name), Mapping):
-            return _find_tensors(content[name])
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor) and _is_plain(value)}
-
-
-def _is_plain(value: Tensor) -> bool:
-    return value.layout == torch.strided and not value.is_meta and not value.is_quantized
-
-
-def _only_pretrained(file: Path, tensors: dict[str, Tensor], keys: list[Any]) -> dict[str, Tensor]:
-    absent = [key for key in keys if key not in tensors]
-    if absent or not keys:
-        raise ValueError(
-            f"{file} says that {len(keys)} tensors are pretrained, of which {len(absent)} are not in it "
-            f"({', '.join(map(str, absent[:3]))}): the file is damaged. Export it again."
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"The file of pretrained weights {file} {what}. Name a file such as …/checkpoint_final.pth, or "
+            "hf://ORG/REPO on the Hugging Face Hub."
         )
-    return {key: tensors[key] for key in keys}
+    return file
 
 
-def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    plain: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        name = plain_name(key)
-        plain[key if name in plain else name] = value
-    return plain
+def _log(reading: Reading, file: Path) -> None:
+    for reason in dict.fromkeys(reading.left_out.values()):
+        names = [name for name, why in reading.left_out.items() if why == reason]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        logger.info("%s: %s%s left out: %s", file, names[0], more, reason)
+    if are_exchanged(reading):
+        logger.warning(
+            "%s: this trainer of nnssl exchanges two axes of its position embeddings. fix_nnssl_axes=True "
+            "(-fix_nnssl_axes of nnUNetv2_adapt_weights) puts them in order.",
+            file,
+        )

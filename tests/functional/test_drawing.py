@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -6,8 +7,8 @@ from hypothesis import strategies as st
 from ssl_pretrain.functional.drawing import draw_chosen, draw_seeds, draw_windows, whole_voxels
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 @given(

@@ -8,12 +8,16 @@ PATCH = (16, 24, 32)
 WHOLE = tuple(slice(0, n) for n in PATCH)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def pair(samples=2, channels=2):
-    foreground, background = torch.randn(2, samples, channels, *PATCH, generator=generator(5)).unbind()
+    foreground, background = normal(2, samples, channels, *PATCH, seed=5).unbind()
     return foreground, background
 
 

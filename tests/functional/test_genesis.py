@@ -1,21 +1,26 @@
+import numpy as np
 import pytest
 import torch
 
 from ssl_pretrain.functional.genesis import GenesisConfig, apply_flips, corrupt, draw_flips
-from ssl_pretrain.functional.intensity import apply_intensity, draw_intensity
-from ssl_pretrain.functional.painting import apply_painting, draw_painting
+from ssl_pretrain.functional.intensity import apply_intensity_, draw_intensity, value_ranges
+from ssl_pretrain.functional.painting import apply_painting_, draw_painting
 from ssl_pretrain.functional.shuffling import apply_shuffling, draw_shuffling
 
 PATCH = (20, 33, 40)
 OFF = {"shuffle_p": 0.0, "intensity_p": 0.0, "paint_p": 0.0}
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def image_of(samples=2, channels=2):
-    return torch.randn(samples, channels, *PATCH, generator=generator(7))
+    return normal(samples, channels, *PATCH, seed=7)
 
 
 def test_shuffling_intensity_and_painting_follow_each_other_in_this_order():
@@ -23,7 +28,9 @@ def test_shuffling_intensity_and_painting_follow_each_other_in_this_order():
     shuffling = draw_shuffling(6, PATCH, again)
     curves = draw_intensity(6, 2, again)
     painting = draw_painting(6, PATCH, again)
-    expected = apply_painting(apply_intensity(apply_shuffling(image, shuffling), curves), painting)
+    ranges = value_ranges(image)
+    changed = apply_intensity_(apply_shuffling(image, shuffling), curves, ranges)
+    expected = apply_painting_(changed, painting, ranges)
     assert torch.equal(corrupt(image, generator(1), GenesisConfig()), expected)
 
 

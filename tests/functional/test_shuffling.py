@@ -9,8 +9,12 @@ from ssl_pretrain.functional.shuffling import Shuffling, apply_shuffling, draw_s
 SHAPE = (30, 44, 61)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def numbered(shape, samples=1):
@@ -87,7 +91,7 @@ def test_each_voxel_comes_from_the_last_box_over_it_and_stays_where_there_is_non
 
 def test_voxels_of_a_box_that_no_other_touches_are_permuted():
     shuffling = draw_shuffling(1, SHAPE, generator(3), p=1.0, side=0.2, patterns=12, rounds=2)
-    image = torch.randn(1, 2, *SHAPE, generator=generator())
+    image = normal(1, 2, *SHAPE)
     shuffled = apply_shuffling(image, shuffling)
     layers = np.zeros(SHAPE, dtype=int)
     for corner, sides in boxes_of(shuffling):
@@ -157,7 +161,7 @@ def test_only_chosen_samples_change_and_all_channels_alike():
 
 
 def test_memory_order_of_the_image_does_not_matter():
-    image = torch.randn(2, 3, *SHAPE, generator=generator())
+    image = normal(2, 3, *SHAPE)
     shuffling = draw_shuffling(2, SHAPE, generator(), p=1.0)
     last = image.to(memory_format=torch.channels_last_3d)
     assert torch.equal(apply_shuffling(last, shuffling), apply_shuffling(image, shuffling))
@@ -165,3 +169,20 @@ def test_memory_order_of_the_image_does_not_matter():
 
 def test_samples_are_shuffled_with_their_probability():
     assert abs(sum(draw_shuffling(2000, (4, 4, 4), generator(), patterns=1, rounds=1).chosen) / 2000 - 0.5) < 0.05
+
+
+def test_only_what_is_seen_is_shuffled_and_as_it_would_be_in_the_whole():
+    image = normal(2, 2, *SHAPE)
+    shuffling = draw_shuffling(2, SHAPE, generator(), p=1.0)
+    windows = [[(slice(3, 9), slice(0, 44), slice(20, 61)), (slice(12, 30), slice(5, 6), slice(0, 7))], []]
+    seen = torch.zeros(2, 1, *SHAPE, dtype=torch.bool)
+    for sample, boxes in zip(seen, windows, strict=True):
+        for box in boxes:
+            sample[0][box] = True
+    expected = torch.where(seen, apply_shuffling(image, shuffling), image)
+    assert torch.equal(apply_shuffling(image, shuffling, windows), expected)
+
+
+def test_patterns_that_would_fill_the_memory_are_refused():
+    with pytest.raises(ValueError, match=r"250 patterns of up to \(160, 160, 160\) voxels .* smaller shuffle_side"):
+        draw_shuffling(1, (160, 160, 160), generator(), side=1.0)

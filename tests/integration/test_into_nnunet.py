@@ -338,7 +338,7 @@ def test_route_4_our_trainer_takes_an_encoder_only_file(home, trainers, resenc, 
     flags = ("-p", RESENC_PLANS, "-pretrained_weights", file)
     trained = train(home, folders.split(os.pathsep), "ResEnc", *flags)
     assert trained.facts["network"] == "ResidualEncoderUNet"
-    assert trained.facts["schedule"] == "WarmupPolyLR"
+    assert trained.facts["schedule"] == "CourseLR"
     assert trained.facts["initial_lr"] == 1e-3
     # The decoder registers the encoder once more: the same tensors under other names.
     assert_holds(trained, resenc.weights, lambda key: key.removeprefix("decoder.") in encoder)

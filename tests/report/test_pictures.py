@@ -1,15 +1,19 @@
-"""The reconstruction picture: it shows what it is given, in the masked cells, on planes that cut masked cells."""
+"""Pictures: a reconstruction in masked cells, on planes that cut masked cells; or the columns that a method names."""
 
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from ssl_pretrain.report.pictures import choose_slices, draw_reconstruction
+from ssl_pretrain.report import pictures
+from ssl_pretrain.report._figure import save_figure
+from ssl_pretrain.report.pictures import choose_slices, draw_columns, draw_picture, draw_reconstruction
 
 CELL = (4, 8, 8)
 GRID = (4, 4, 4)
@@ -174,4 +178,144 @@ def test_two_channels_are_drawn_and_no_more(tmp_path: Path) -> None:
 def test_shapes_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw_reconstruction(tmp_path / "crop.png", **(a_crop() | change))
+    assert not list(tmp_path.iterdir())
+
+
+class Column(NamedTuple):
+    heading: str
+    kind: str
+    values: np.ndarray
+    classes: int = 0
+
+
+def some_columns(channels: int = 1) -> tuple[Column, ...]:
+    """An image, something made of it, how far off that is, and five classes; the error is large in one voxel."""
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((channels, 6, 8, 10))
+    error = rng.random((channels, 6, 8, 10))
+    error[:, 0, 0, 0] = 1000
+    return (
+        Column("seen", "image", image),
+        Column("made", "image", 100 * image),
+        Column("error", "error", error),
+        Column("true", "classes", rng.integers(0, 5, (1, 6, 8, 10)), 5),
+        Column("guessed", "classes", rng.integers(0, 5, (1, 6, 8, 10)), 5),
+    )
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Figure]:
+    """Draws columns, and returns the figure that was written."""
+    figures: list[Figure] = []
+
+    def keep(figure: Figure, target: Path, dpi: int) -> None:
+        figures.append(figure)
+        save_figure(figure, target, dpi)
+
+    monkeypatch.setattr(pictures, "save_figure", keep)
+
+    def draw(columns: Sequence[Column], **options: Any) -> Figure:
+        draw_picture(tmp_path / "columns.png", {"columns": columns}, **{"title": "title", **options})
+        assert (tmp_path / "columns.png").stat().st_size > 5000
+        return figures[-1]
+
+    return draw
+
+
+def panels_of(figure: Figure, heading: str) -> list[Any]:
+    """What is shown below a heading, from the first row of the first channel to the last of the last."""
+    starts = [number for number, axes in enumerate(figure.axes) if axes.get_title() == heading]
+    return [axes.images[0] for start in starts for axes in figure.axes[start : start + 3]]
+
+
+def test_columns_have_their_headings_in_order_and_are_cut_through_the_centre(drawn: Callable[..., Figure]) -> None:
+    columns = some_columns()
+    figure = drawn(columns)
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [column.heading for column in columns]
+    assert [text.get_text() for text in figure.texts] == ["title"]
+    for column in columns:
+        shown = [np.asarray(panel.get_array()) for panel in panels_of(figure, column.heading)]
+        volume = column.values[0]
+        for plane, expected in zip(shown, (volume[3], volume[:, 4], volume[:, :, 5]), strict=True):
+            np.testing.assert_allclose(plane, expected, rtol=1e-6)
+
+
+def test_images_share_the_window_of_the_first_and_errors_begin_at_zero(drawn: Callable[..., Figure]) -> None:
+    columns = some_columns()
+    figure = drawn(columns)
+    window = pytest.approx(tuple(np.percentile(columns[0].values, (0.5, 99.5))), rel=1e-5)
+    for heading in ("seen", "made"):
+        assert [panel.get_clim() for panel in panels_of(figure, heading)] == [window] * 3
+    limits = [panel.get_clim() for panel in panels_of(figure, "error")]
+    assert limits == [pytest.approx((0, np.percentile(columns[2].values, 99)), rel=1e-5)] * 3
+    assert limits[0][1] < 2
+
+
+@pytest.mark.parametrize("count", [2, 10, 11, 30])
+def test_every_class_has_a_colour_of_its_own_and_a_place_in_the_legend(
+    drawn: Callable[..., Figure], count: int
+) -> None:
+    values = np.arange(6 * 8 * 10).reshape(1, 6, 8, 10) % count
+    figure = drawn([Column("label", "classes", values, count)])
+    panel = panels_of(figure, "label")[0]
+    colours = panel.cmap(panel.norm(np.arange(count)))
+    assert len(np.unique(colours, axis=0)) == count
+    assert np.ptp(colours[0][:3]) == 0, "class 0 is grey"
+    assert all(np.ptp(colour[:3]) > 0.1 for colour in colours[1:])
+    (bar,) = (axes for axes in figure.axes if not axes.get_title() and not axes.images)
+    ticks = [int(tick) for tick in bar.get_yticks()]
+    assert ticks[0] == 0 and ticks[-1] < count and len(ticks) <= 10
+    assert count > 10 or ticks == list(range(count))
+
+
+def test_neighbouring_columns_of_the_same_classes_share_a_legend(drawn: Callable[..., Figure]) -> None:
+    *_, true, guessed = some_columns()
+    assert len(drawn([true, guessed]).axes) == 3 + 3 + 1
+    assert len(drawn([true, guessed._replace(classes=6)]).axes) == 3 + 3 + 2
+    assert len(drawn([true, some_columns()[2], guessed]).axes) == 3 * 3 + 3
+
+
+def test_a_column_of_one_channel_stands_beside_every_channel(drawn: Callable[..., Figure]) -> None:
+    columns = some_columns(3)
+    figure = drawn(columns)
+    assert [text.get_text() for text in figure.texts] == ["title  (first 2 of 3 channels)"]
+    true, seen = (
+        [np.asarray(panel.get_array()) for panel in panels_of(figure, heading)] for heading in ("true", "seen")
+    )
+    assert len(true) == len(seen) == 6
+    assert np.array_equal(true[0], true[3])
+    np.testing.assert_allclose(seen[3], columns[0].values[1, 3], rtol=1e-6)
+
+
+def test_values_that_are_not_finite_and_constant_images_are_drawn(drawn: Callable[..., Figure]) -> None:
+    image, _, error, *_ = some_columns()
+    drawn([image._replace(values=0 * image.values), error._replace(values=np.nan * error.values)])
+
+
+def test_the_arrays_decide_which_picture_is_drawn(tmp_path: Path) -> None:
+    crop = a_crop()
+    title = crop.pop("title")
+    draw_picture(tmp_path / "one.png", crop, title=title)
+    draw_reconstruction(tmp_path / "two.png", **crop, title=title)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+IMAGE = Column("seen", "image", np.zeros((2, 4, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([], "has no columns: name at least one"),
+        ([IMAGE._replace(kind="mask")], "seen: the kind of a column is image or error or classes, not 'mask'"),
+        ([IMAGE._replace(values=np.zeros((4, 4, 4)))], r"seen has shape \(4, 4, 4\): one crop \(C, D, H, W\)"),
+        ([IMAGE, IMAGE._replace(values=np.zeros((2, 4, 4, 5)))], r"\(2, 4, 4, 5\): all columns must have 2 channels"),
+        ([IMAGE._replace(values=np.zeros((3, 4, 4, 4))), IMAGE], "must have 3 channels, or a single one, of"),
+        ([Column("label", "classes", 7 * np.ones((1, 4, 4, 4)), 5)], "values from 7 to 7: a column of 5 classes holds"),
+        ([Column("label", "classes", np.zeros((1, 4, 4, 4)))], "a column of 0 classes holds"),
+    ],
+)
+def test_columns_that_cannot_be_drawn_are_refused(tmp_path: Path, columns: list[Column], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw_columns(tmp_path / "crop.png", columns=columns, title="x")
     assert not list(tmp_path.iterdir())

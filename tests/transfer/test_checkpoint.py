@@ -73,7 +73,7 @@ def test_our_own_loader_takes_the_pretrained_tensors_only(tmp_path):
     for key, value in target.state_dict().items():
         pretrained = key in content["pretraining"]["pretrained_keys"]
         assert torch.equal(value, content["network_weights"][key] if pretrained else before[key]), key
-    assert report.skipped == ()
+    assert not [entry for entry in report.fresh if entry.file_shape]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110

@@ -1,6 +1,5 @@
 """Weights from every kind of file, into the networks that nnU-Net builds."""
 
-import logging
 import os
 import pickle
 import zipfile
@@ -13,7 +12,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from ssl_pretrain.networks.stunet import STUNet
-from ssl_pretrain.transfer.load import Report, load_pretrained
+from ssl_pretrain.transfer.load import load_pretrained
 
 COMMON = {
     "n_stages": 3,
@@ -97,9 +96,10 @@ def test_our_file_gives_what_is_pretrained_and_nothing_else(build, save):
     assert is_from(network, donor, keys)
     assert all(torch.equal(network.state_dict()[key], before[key]) for key in rest)
     assert len(report.loaded) == len(aliases)
-    assert (report.inflated, report.skipped, report.unused) == ((), (), ())
+    assert (report.adapted, report.unused) == ((), ())
     assert report.fresh
-    assert set(report.fresh) <= set(rest)
+    assert {entry.name for entry in report.fresh} <= set(rest)
+    assert {entry.file_shape for entry in report.fresh} == {None}
 
 
 def test_our_file_may_name_a_head_as_pretrained(save):
@@ -119,17 +119,17 @@ def test_a_strangers_file_gives_everything_but_the_heads(build, container, save)
     report = load_pretrained(network, save(state if container is None else {container: state, "epoch": 7}))
     assert is_from(network, donor, body(network))
     assert all(torch.equal(network.state_dict()[key], value) for key, value in heads.items())
-    assert len(report.skipped) == len(heads)
-    assert all("segmentation head" in entry.reason for entry in report.skipped)
-    assert report.fresh == report.unused == ()
+    assert {entry.name for entry in report.fresh} == set(heads)
+    assert all("segmentation head" in entry.reason for entry in report.fresh)
+    assert report.unused == ()
 
 
 def test_another_number_of_classes_is_no_obstacle(save):
     donor, network = plain(classes=9), plain(classes=2)
     report = load_pretrained(network, save({"network_weights": donor.state_dict()}))
     assert is_from(network, donor, body(network))
-    assert report.skipped[0].file_shape[0] == 9
-    assert report.skipped[0].network_shape[0] == 2
+    assert report.fresh[0].file_shape[0] == 9
+    assert report.fresh[0].network_shape[0] == 2
 
 
 def test_a_nested_container_is_opened(save):
@@ -154,7 +154,7 @@ def test_a_wrapped_network_is_filled(save):
     report = load_pretrained(wrapped, save(donor.state_dict()))
     keys = [key for key in body(network) if "stem.convs.0" not in key]
     assert is_from(network, donor, keys)
-    assert [entry.name for entry in report.inflated] == ["encoder.stem.convs.0.conv.weight"]
+    assert [entry.name for entry in report.adapted] == ["encoder.stem.convs.0.conv.weight"]
     assert not any(entry.name.startswith(("module", "_orig_mod")) for entry in report.loaded)
 
 
@@ -163,7 +163,7 @@ def test_a_compiled_part_is_filled(save):
     network.encoder.stem = torch.compile(network.encoder.stem, backend="eager")
     report = load_pretrained(network, save(donor.state_dict()))
     assert torch.equal(network.encoder.stem.convs[0].conv.weight, donor.encoder.stem.convs[0].conv.weight)
-    assert report.fresh == ()
+    assert all(is_head(entry.name) for entry in report.fresh)
 
 
 @NETWORKS
@@ -185,7 +185,7 @@ def test_names_of_the_published_anatomask_code_are_understood(save):
     state["module.dense_decoder.proj.weight"] = torch.zeros(1, 4, 1, 1, 1)
     report = load_pretrained(network, save({"network_weights": state, "train_loss": [1.0]}))
     assert is_from(network, donor, list(encoder(donor, stunet)))
-    assert report.unused == ("dense_decoder.proj.weight",)
+    assert [(entry.name, entry.network_shape) for entry in report.unused] == [("dense_decoder.proj.weight", None)]
 
 
 @pytest.mark.parametrize("alias", [".conv.", ".all_modules.0."])
@@ -201,8 +201,9 @@ def test_any_one_alias_loads_the_tensor_and_counts_once(alias, save):
     assert len(state) < len(donor.state_dict()) / 2
     report = load_pretrained(network, save({"network_weights": state}))
     assert is_from(network, donor, body(network))
-    assert report.fresh == report.unused == ()
-    assert len(report.loaded) + len(report.skipped) == len(list(network.parameters()))
+    assert all(is_head(entry.name) for entry in report.fresh)
+    assert report.unused == ()
+    assert len(report.loaded) + len(report.fresh) == len(list(network.parameters()))
 
 
 def test_an_alias_by_way_of_the_decoder_is_enough(save):
@@ -276,10 +277,10 @@ def test_more_channels_give_the_same_answer_to_identical_channels(build, save):
     with torch.no_grad():
         one, four = donor(image), network(image.repeat(1, 4, 1, 1, 1))
     torch.testing.assert_close(four, one, rtol=1e-4, atol=1e-5)
-    assert len(report.inflated) == (2 if build is stunet else 1)
-    assert report.inflated[0].file_shape == (4, 1, 3, 3, 3)
-    assert report.inflated[0].network_shape == (4, 4, 3, 3, 3)
-    assert "repeated 4 times" in report.inflated[0].reason
+    assert len(report.adapted) == (2 if build is stunet else 1)
+    assert report.adapted[0].file_shape == (4, 1, 3, 3, 3)
+    assert report.adapted[0].network_shape == (4, 4, 3, 3, 3)
+    assert report.adapted[0].reason == "repeated 4 times over channels, divided by 4"
     assert report.fraction == 1.0
 
 
@@ -297,62 +298,23 @@ def test_a_network_that_names_no_input_projection_is_understood(save):
 
     donor, network = build(1), build(3)
     report = load_pretrained(network, save(donor.state_dict()))
-    assert [entry.name for entry in report.inflated] == ["0.weight"]
+    assert [entry.name for entry in report.adapted] == ["0.weight"]
     torch.testing.assert_close(network[0].weight, donor[0].weight.repeat(1, 3, 1, 1, 1) / 3)
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [(2, 3), (3, 2), (2, 1)])
-def test_channels_that_do_not_divide_are_skipped_with_the_reason(theirs, ours, save):
-    donor, network = stunet(channels=theirs), stunet(channels=ours)
-    before = network.conv_blocks_context[0][0].conv1.weight.clone()
-    report = load_pretrained(network, save({"network_weights": donor.state_dict(), **everything(donor)}))
-    assert [entry.name.split(".")[-2] for entry in report.skipped] == ["conv1", "conv3"]
-    assert f"{ours} input channels and the file {theirs}" in report.skipped[0].reason
-    assert torch.equal(network.conv_blocks_context[0][0].conv1.weight, before)
-    assert torch.equal(network.conv_blocks_context[0][0].conv2.weight, donor.conv_blocks_context[0][0].conv2.weight)
-
-
-def test_inner_layers_are_never_inflated(save):
+def test_inner_layers_are_never_repeated(save):
     donor, network = (nn.Sequential(nn.Conv3d(1, width, 3), nn.Conv3d(width, 8, 3)) for width in (4, 8))
     report = load_pretrained(network, save(donor.state_dict()))
-    assert [(entry.name, entry.reason) for entry in report.skipped] == [
+    assert [(entry.name, entry.reason) for entry in report.fresh] == [
         ("0.weight", "the shapes differ"),
         ("0.bias", "the shapes differ"),
         ("1.weight", "the shapes differ"),
     ]
-    assert report.inflated == ()
+    assert report.adapted == ()
 
 
 def everything(network):
     return {"pretraining": {"pretrained_keys": list(network.state_dict())}}
-
-
-# ------------------------------------------------------------------------------------------------------- report
-
-
-def test_the_report_is_in_the_log_with_names_shapes_and_reasons(save, caplog):
-    donor, network = stunet(classes=9), stunet(channels=2, classes=3)
-    state = donor.state_dict()
-    del state["upsample_layers.0.conv.bias"]
-    state["strange.weight"] = torch.zeros(2)
-    with caplog.at_level(logging.INFO, logger="ssl_pretrain"):
-        report = load_pretrained(network, save(state))
-    assert caplog.messages == [str(report)]
-    lines = {line.split()[1]: line for line in str(report).splitlines()[2:]}
-    assert lines["conv_blocks_context.1.0.conv1.weight"].split() == [
-        "loaded",
-        "conv_blocks_context.1.0.conv1.weight",
-        "8x4x3x3x3",
-        "8x4x3x3x3",
-    ]
-    assert lines["conv_blocks_context.0.0.conv1.weight"].startswith("inflated")
-    assert "4x1x3x3x3" in lines["conv_blocks_context.0.0.conv1.weight"]
-    assert lines["seg_outputs.0.weight"].startswith("skipped")
-    assert lines["upsample_layers.0.conv.bias"].startswith("fresh")
-    assert lines["strange.weight"].startswith("unused")
-    assert isinstance(report, Report)
-    assert 0.9 < report.fraction < 1
-    assert f"{len(report.loaded)} loaded, 2 inflated, 4 skipped, 1 fresh, 1 unused" in report.summary
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
@@ -459,10 +421,19 @@ def test_a_coincidence_of_names_under_another_path_is_not_taken_for_the_encoder(
         load_pretrained(wide, save(donor))
 
 
+def test_a_decoder_under_a_strange_path_is_not_taken_for_a_wider_encoder(save):
+    """Its coarsest stage is as wide as that encoder's finest: biases and norms agree, and little else."""
+    state = {k.replace("conv_blocks_localization", "tail"): v for k, v in stunet().state_dict().items() if "local" in k}
+    settings = {"features_per_stage": [8, 16, 24], "strides": [1, 2, 2], "kernel_sizes": [3, 3, 3], "n_stages": 3}
+    with pytest.raises(ValueError, match="Nothing in"):
+        load_pretrained(STUNet(1, 3, n_blocks_per_stage=1, **settings), save(state))
+
+
 def test_integers_do_not_become_weights(save):
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     state = {**network.state_dict(), "1.weight": torch.ones(2, 2, dtype=torch.int64)}
     before = network[1].weight.clone()
     report = load_pretrained(network, save(state))
-    assert [entry.name for entry in report.skipped] == ["1.weight"]
+    assert [entry.name for entry in report.fresh] == ["1.weight"]
+    assert report.fresh[0].reason == "torch.int64 in the file, torch.float32 in the network"
     assert torch.equal(network[1].weight, before)

@@ -1,34 +1,26 @@
-"""nnU-Net trainers for UNETR: ``nnUNetv2_train … -p nnUNetPlans_ViT_B16 -tr UNETRTrainer -pretrained_weights FILE``.
+"""nnU-Net trainers for UNETR: ``nnUNetv2_train … -p nnUNetPlans_ViT_B16 -tr UNETRTrainer_ft -pretrained_weights FILE``.
 
-The loss is nnU-Net's, Dice and cross-entropy, and so is the sliding window: its tiles are patches of the plans, the one
-size that the network's position embedding was made for.
+All of ``UNETRTrainer_<ft|scratch>[_<N>ep][_<schedule>]``, see ``ssl_pretrain.finetuning.names``; ``UNETRTrainer`` alone
+is the first of them. The loss is nnU-Net's, Dice and cross-entropy, and so is the sliding window: its tiles are patches
+of the plans, the one size that the network's position embedding was made for.
 """
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from ssl_pretrain.finetuning.on_demand import trainers_of
+from ssl_pretrain.finetuning.transformers import TransformerMixin, planned_patch
 from ssl_pretrain.networks.vit import TOKEN, UNETR, UNETR_PATH
 from ssl_pretrain.transfer.hook import install_hook
-from ssl_pretrain.transfer.transformers import TransformerMixin, planned_patch
 
 install_hook()
 
 
-class UNETRTrainer(TransformerMixin, nnUNetTrainer):
-    """Fine-tunes the UNETR that the plans name, or the one around ViT-B/16 where they name another network."""
+class _UNETR(TransformerMixin, nnUNetTrainer):
+    """Trains the UNETR that the plans name, or the one around ViT-B/16 where they name another network."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this very signature
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.use_recipe()
+    family = "UNETR"
 
     @classmethod
     def build_network_architecture(
@@ -46,7 +38,4 @@ class UNETRTrainer(TransformerMixin, nnUNetTrainer):
         return UNETR(num_input_channels, num_output_channels, patch, **size)
 
 
-class UNETRTrainer_scratch(UNETRTrainer):
-    """The same from scratch: what fine-tuning is to be compared with."""
-
-    learning_rate = 3e-4
+__getattr__ = trainers_of(_UNETR, __name__)

@@ -1,23 +1,21 @@
 """Our nnU-Net trainers for transformers, run by nnU-Net itself."""
 
 import importlib.util
-import inspect
 import json
-import runpy
 import shutil
 
 import pytest
 import torch
 from conftest import run_command
+from made_trainers import find
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run import run_training
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from ssl_pretrain.finetuning.schedules import Schedule, course_of
 from ssl_pretrain.networks import build_backbone
 from ssl_pretrain.networks.primus import PRIMUS_SIZES
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
-from ssl_pretrain.transfer.extension import extension_folder, trainer_environment
-from ssl_pretrain.transfer.finetune import warmup_poly
+from ssl_pretrain.transfer.extension import trainer_environment
 from ssl_pretrain.transfer.plans import write_network_plans
 
 CPU = torch.device("cpu")
@@ -26,7 +24,7 @@ SETTINGS = {
     "PrimusM": {"width": 24, "depth": 3, "heads": 2},
     "ViT_B16": {"width": 24, "depth": 4, "heads": 2},
 }
-TRAINERS = {"PrimusM": "PrimusTrainer_ft", "ViT_B16": "UNETRTrainer"}
+TRAINERS = {"PrimusM": "PrimusTrainer_ft", "ViT_B16": "UNETRTrainer_ft"}
 FAMILIES = [
     "PrimusM",
     pytest.param(
@@ -54,10 +52,10 @@ def checkpoint(backbone, network, file, patch=PATCH):
 
 @pytest.fixture
 def trainers(monkeypatch):
-    # Executing these files installs the hook; the rest of the session must find nnU-Net as it was.
+    """nnU-Net looks in our folder of trainers."""
+    # Importing a trainer installs the hook; the rest of the session must find nnU-Net as it was.
     monkeypatch.setattr(run_training, "load_pretrained_weights", run_training.load_pretrained_weights)
-    modules = [runpy.run_path(str(extension_folder() / f"{name}Trainer.py")) for name in ("Primus", "UNETR")]
-    return {name: v for module in modules for name, v in module.items() if name.startswith(("PrimusT", "UNETRT"))}
+    monkeypatch.setenv("nnUNet_extTrainer", trainer_environment({})["nnUNet_extTrainer"])
 
 
 @pytest.fixture
@@ -98,22 +96,15 @@ def make(trainers, plans_file, monkeypatch):
         written = write_network_plans(plans_file, "3d_fullres", network, pretrained(network, patch, channels), patch)
         plans = {**json.loads(written.read_text()), "continue_training": False}
         dataset = {**DATASET, "channel_names": {str(i): "CT" for i in range(channels)}}
-        return trainers[trainer](plans, "3d_fullres", 0, dataset, CPU)
+        return find(trainer)(plans, "3d_fullres", 0, dataset, CPU)
 
     return build
 
 
-def test_there_is_a_trainer_for_every_size_and_they_keep_the_signatures_that_nnunet_inspects(trainers):
-    sizes = ["", *(f"_{letter}" for letter in PRIMUS_SIZES)]
-    names = {f"PrimusTrainer{size}_{kind}" for size in sizes for kind in ("ft", "scratch")}
-    assert set(trainers) == {*names, "UNETRTrainer", "UNETRTrainer_scratch"}
-    expected = list(inspect.signature(nnUNetTrainer.__init__).parameters)
-    builder = list(inspect.signature(nnUNetTrainer.build_network_architecture).parameters)
-    for name, trainer in trainers.items():
-        assert issubclass(trainer, nnUNetTrainer)
-        assert list(inspect.signature(trainer.__init__).parameters) == expected
-        assert list(inspect.signature(trainer.build_network_architecture).parameters) == builder
-        assert trainer.learning_rate == (3e-4 if name.endswith("scratch") else 1e-4)
+def test_the_rate_is_the_published_one_whatever_the_size(trainers):
+    for name in ("PrimusTrainer", *(f"PrimusTrainer_{letter}" for letter in PRIMUS_SIZES), "UNETRTrainer"):
+        assert find(f"{name}_ft").learning_rate == 1e-4
+        assert find(f"{name}_scratch_150ep").learning_rate == 3e-4
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -140,7 +131,7 @@ def test_the_recipe_is_the_published_one(make, network):
     for epoch in (0, 49, 50, 999):
         trainer.current_epoch = epoch
         trainer.on_train_epoch_start()
-        assert group["lr"] == pytest.approx(warmup_poly(epoch, 1e-4, 50, 1000))
+        assert group["lr"] == course_of(Schedule("warmup"), 1000).rate(epoch, 1e-4)
     assert not trainer.enable_deep_supervision
     trainer.set_deep_supervision_enabled(True)
 
@@ -234,7 +225,7 @@ def test_a_trainer_named_after_a_size_builds_it_whatever_the_plans_name(trainers
     def built(trainer, **changes):
         manager = ConfigurationManager({**configuration, "architecture": {**configuration["architecture"], **changes}})
         with torch.device("meta"):
-            return trainers[trainer].build_network_architecture(None, manager, 1, 2)
+            return find(trainer).build_network_architecture(None, manager, 1, 2)
 
     assert built("PrimusTrainer_ft").embed_dim == 24
     assert built(f"PrimusTrainer_{letter}_ft").embed_dim == PRIMUS_SIZES[letter].width
@@ -252,7 +243,7 @@ def test_a_planned_patch_that_does_not_fit_says_where_one_comes_from(trainers, n
     manager = ConfigurationManager({"patch_size": [40, 56, 20], "architecture": architecture})
     message = rf"Nearest patch sizes that work: {nearest} .* -network {network} .* -p <PLANS>_{network}\."
     with pytest.raises(ValueError, match=message):
-        trainers[TRAINERS[network]].build_network_architecture(None, manager, 1, 2)
+        find(TRAINERS[network]).build_network_architecture(None, manager, 1, 2)
 
 
 SHORT = """

@@ -9,44 +9,36 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 
+from ssl_pretrain.finetuning.mixins import FineTuningMixin
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.networks.tokens import check_token_patch
-from ssl_pretrain.transfer.finetune import PretrainedWeightsMixin, WarmupPolyLR
 
 CLIP = 1.0
 """Norm to which gradients are clipped; nnU-Net's own steps clip at 12."""
 
 
-class TransformerMixin(PretrainedWeightsMixin):
-    """AdamW with warm-up and polynomial decay, gradients clipped at 1, no deep supervision; put it before nnU-Net's.
+class TransformerMixin(FineTuningMixin):
+    """AdamW, gradients clipped at 1, no deep supervision; put it before nnU-Net's.
 
-    As published (Wald et al. 2025, arXiv 2503.01835): betas 0.9 and 0.98, weight decay 0.05 on every parameter, 50
-    epochs of warm-up; 1e-4 after pretraining, 3e-4 from scratch. A subclass calls :meth:`use_recipe` in its
-    constructor.
+    As published (Wald et al. 2025, arXiv 2503.01835): betas 0.9 and 0.98, weight decay 0.05 on every parameter; 1e-4
+    after pretraining, 3e-4 from scratch.
     """
 
-    learning_rate = 1e-4
-    warmup_epochs = 50
+    peak_rates = (1e-4, 3e-4)
+    decay = 5e-2
+    deep_supervision = False
     betas = (0.9, 0.98)
     # Set by nnU-Net's trainer.
     device: torch.device
-    network: torch.nn.Module
-    num_epochs: int
 
-    def use_recipe(self) -> None:
-        """Replace what nnU-Net's constructor has set for its U-Nets."""
-        self.initial_lr = self.learning_rate
-        self.weight_decay = 5e-2
-        self.enable_deep_supervision = False
-
-    def configure_optimizers(self) -> tuple[Optimizer, WarmupPolyLR]:
-        """Return AdamW, which clips gradients before each step, and the schedule."""
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """Return AdamW, which clips gradients before each step."""
+        parameters = [p for group in groups for p in group["params"]]
         fused = self.device.type in ("cpu", "cuda")
-        optimizer = AdamW(parameters, self.initial_lr, self.betas, weight_decay=self.weight_decay, fused=fused)
+        optimizer = AdamW(groups, self.initial_lr, self.betas, weight_decay=self.weight_decay, fused=fused)
         # nnU-Net's step unscales gradients and clips them at 12; clipping once more there leaves that step as it is.
         optimizer.register_step_pre_hook(lambda *_: _clip(parameters))
-        return optimizer, WarmupPolyLR(optimizer, self.initial_lr, self.num_epochs, self.warmup_epochs)
+        return optimizer
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Do nothing: these networks have one output."""

@@ -1,0 +1,72 @@
+"""Plans with a smaller patch and batch for the same preprocessed cases, for machines without a GPU.
+
+    python benchmarks/small_plans.py -d 221 -patch_size 32 64 64 -batch_size 2
+
+writes ``nnUNetPlans_small.json`` beside ``nnUNetPlans.json``. It names the same folder of cases, so nothing has
+to be preprocessed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+NAME = "nnUNetPlans_small"
+CONFIGURATION = "3d_fullres"
+
+
+def small_plans(plans: dict[str, Any], patch: Sequence[int], batch: int, narrower: int = 1) -> dict[str, Any]:
+    """Plans of another name, patch, batch and width.
+
+    Args:
+        plans: nnU-Net's, changed in place.
+        patch: voxels per axis; none keeps the planned one.
+        batch: crops per step.
+        narrower: every stage of the network has so many times fewer channels.
+    """
+    entry = plans["configurations"][CONFIGURATION]
+    entry.update(patch_size=list(patch or entry["patch_size"]), batch_size=batch)
+    network = entry["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [width // narrower for width in network["features_per_stage"]]
+    return {**plans, "plans_name": NAME}
+
+
+def preprocessed_folder(number: int) -> Path:
+    """Where nnU-Net has preprocessed a dataset.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    root = Path(os.environ["nnUNet_preprocessed"])  # noqa: SIM112 - nnU-Net's own name
+    folder = next(root.glob(f"Dataset{number:03d}_*"), None)
+    if folder is None:
+        raise FileNotFoundError(f"Dataset {number} is not in {root}: run nnUNetv2_plan_and_preprocess -d {number}.")
+    return folder
+
+
+def write_small_plans(source: Path, target: Path, patch: Sequence[int], batch: int, narrower: int = 1) -> Path:
+    """Write :func:`small_plans` of the plans in one folder into another; returns the file."""
+    plans = json.loads((source / "nnUNetPlans.json").read_text(encoding="utf-8"))
+    file = target / f"{NAME}.json"
+    file.write_text(json.dumps(small_plans(plans, patch, batch, narrower), indent=2), encoding="utf-8")
+    return file
+
+
+def main() -> None:
+    """Write the plans of one dataset."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", dest="dataset", type=int, required=True)
+    parser.add_argument("-patch_size", type=int, nargs=3, default=(), help="default: as planned")
+    parser.add_argument("-batch_size", type=int, default=2)
+    parser.add_argument("-narrower", type=int, default=1)
+    given = parser.parse_args()
+    folder = preprocessed_folder(given.dataset)
+    print(write_small_plans(folder, folder, given.patch_size, given.batch_size, given.narrower))
+
+
+if __name__ == "__main__":
+    main()

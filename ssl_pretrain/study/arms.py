@@ -1,0 +1,248 @@
+"""What a study compares: files of pretrained weights, and for each kind of network the same from scratch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ssl_pretrain.data.locate import locate, read_json
+from ssl_pretrain.finetuning.names import parse_trainer_name
+from ssl_pretrain.study.design import StudySettings, slug
+
+log = logging.getLogger("ssl_pretrain")
+
+SCRATCH = "scratch"
+PLANS = "nnUNetPlans"
+STOCK_TRAINER = "nnUNetTrainer"
+TRAINERS = {"Primus": "PrimusTrainer_ft", "ViT": "UNETRTrainer_ft"}
+"""How names of networks begin that nnU-Net's own trainer cannot build -> the trainer that can."""
+
+LITTLE = 0.3
+"""Share of a network's parameters; a file that gives less is worth a warning."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to begin a fine-tuning.
+
+    Attributes:
+        name: unique in the study.
+        plans: name of the plans.
+        trainer: name of the trainer.
+        weights: file or ``hf://`` address; None from scratch.
+        sha256: of the file.
+        method: that made it, where the file says so.
+        baseline: name of the arm from scratch that it is compared with; None for that arm itself.
+        loaded: share of the network's parameters that the file gives.
+    """
+
+    name: str
+    plans: str
+    trainer: str
+    weights: str | None = None
+    sha256: str | None = None
+    method: str | None = None
+    baseline: str | None = None
+    loaded: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def local_file(source: str) -> Path:
+    """The file behind what a user named; one on the Hugging Face Hub is downloaded unless it is in the cache.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: an address that is none.
+    """
+    from ssl_pretrain.transfer.sources.hub import fetch, is_reference
+
+    file = fetch(source) if is_reference(source) else Path(source)
+    if not file.is_file():
+        raise FileNotFoundError(f"The file of pretrained weights {file} does not exist (-w). Check the path.")
+    return file
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    found = hashlib.sha256()
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            found.update(block)
+    return found.hexdigest()
+
+
+def add_arms(settings: StudySettings, folder: Path, known: Sequence[Arm] = ()) -> list[Arm]:
+    """The arms of a study: those it has, then those of files that are new, each with what it is compared with.
+
+    Args:
+        settings: of the study.
+        folder: of the preprocessed dataset.
+        known: arms the study has already.
+
+    Raises:
+        FileNotFoundError, ValueError: a file, plans or a trainer that is not there, weights that do not fit.
+    """
+    arms = list(known)
+    for source in settings.weights:
+        sha256 = digest(local_file(source))
+        if any(arm.sha256 == sha256 for arm in arms):
+            continue
+        if changed := [arm for arm in arms if arm.weights == source]:
+            raise ValueError(
+                f"{source} is not the file that arm {changed[0].name} of this study began with: it has changed since. "
+                "Bring the old file back, or choose another folder with -o."
+            )
+        about = _pretraining(source)
+        plans, trainer = _plans_for(source, about, settings, folder), _trainer_for(about, settings)
+        scratch = _scratch_arm(plans, settings.scratch_trainer or scratch_trainer(trainer), arms)
+        name = _unique(str(about.get("method") or local_file(source).parent.name), source, [*arms, scratch])
+        arm = Arm(name, plans, trainer, source, sha256, about.get("method"), scratch.name)
+        arm = replace(arm, loaded=share_loaded(arm, folder, settings.configuration))
+        if scratch not in arms:
+            arms.append(scratch)
+        arms.append(arm)
+    return arms
+
+
+def check_weights(arms: Iterable[Arm]) -> None:
+    """Refuse to go on with files that are gone or have changed.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file and the arm.
+    """
+    for arm in arms:
+        if arm.weights is not None and digest(local_file(arm.weights)) != arm.sha256:
+            raise ValueError(
+                f"{arm.weights} is not the file that arm {arm.name} of this study began with: it has changed since. "
+                "Bring the old file back, or choose another folder with -o."
+            )
+
+
+def scratch_trainer(trainer: str) -> str:
+    """The trainer with the same schedule and the learning rate for training from scratch; any other name stays.
+
+    Raises:
+        ValueError: begins like a trainer of ours and is none; shows the grammar.
+    """
+    parsed = parse_trainer_name(trainer)
+    return str(replace(parsed, pretrained=False)) if parsed is not None and parsed.pretrained else trainer
+
+
+def saw_cases(arm: Arm, dataset: str, number: str, fold: int, validation: Iterable[str]) -> list[str]:
+    """Validation cases whose images the weights were pretrained on, as far as their run says so.
+
+    ``cases.json`` beside the file lists the cases; without it, the fold in the file decides.
+    """
+    about = _pretraining(arm.weights) if arm.weights else {}
+    config: Mapping[str, Any] = about.get("config") or {}
+    if arm.weights is None or not {dataset, number} & {
+        str(d) for d in (config.get("dataset"), *config.get("datasets", ()))
+    }:
+        return []
+    cases = local_file(arm.weights).parent / "cases.json"
+    if cases.is_file():
+        listed = json.loads(cases.read_text(encoding="utf-8")).get("train", [])
+        # Dataset, folder and identifier; without the dataset, cases of two would be mixed up.
+        seen = {name.rpartition("/")[2] for name in listed if name.startswith(f"{dataset}/")}
+        return sorted(seen & set(validation))
+    return [] if str(config.get("fold")) == str(fold) else sorted(validation)
+
+
+def share_loaded(arm: Arm, folder: Path, configuration: str) -> float:
+    """Load an arm's file into the network that nnU-Net will build; returns the share of parameters that it gives.
+
+    Raises:
+        FileNotFoundError: the configuration is not preprocessed.
+        ValueError: no such configuration, an unknown trainer or one that cannot build the network of the plans, weights
+            that do not fit.
+    """
+    from ssl_pretrain.transfer.adapt import Target, build_target
+    from ssl_pretrain.transfer.load import load_pretrained
+
+    assert arm.weights is not None
+    locate(folder.name, configuration, arm.plans)  # says what is not planned or preprocessed
+    plans, dataset = read_json(folder / f"{arm.plans}.json"), read_json(folder / "dataset.json")
+    built = build_target(Target(plans, dataset, configuration, arm.trainer))
+    with _without_tables():
+        fraction = float(load_pretrained(built.network, arm.weights).fraction)
+    if fraction < LITTLE:
+        log.warning(
+            "%s gives only %.0f %% of the parameters of the network of %s. Do the plans (-p) suit the weights?",
+            arm.weights,
+            100 * fraction,
+            arm.plans,
+        )
+    return fraction
+
+
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """What is loaded is shown in the log of each run; here only the share counts."""
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _pretraining(source: str) -> Mapping[str, Any]:
+    """What a file of ours says about its making; nothing for files of others."""
+    from ssl_pretrain.transfer.adapt import read_content
+
+    found: Mapping[str, Any] = read_content(local_file(source)).get("pretraining", {})
+    return found
+
+
+def _plans_for(source: str, about: Mapping[str, Any], settings: StudySettings, folder: Path) -> str:
+    network, config = str(about.get("network", "plans")), about.get("config") or {}
+    sizes = "".join(f"_{name}{value}" for name, value in sorted((config.get("network_settings") or {}).items()))
+    base = str(config.get("plans") or PLANS)
+    planned = base if network == "plans" or ":" in network else f"{base}_{network}{sizes}"
+    plans = settings.plans or planned
+    if ":" in network and settings.plans is None:
+        raise ValueError(
+            f"{source} is of {network}, a network that no plans can name. Give plans (-p) and a trainer (-tr) that "
+            "build it, or a file adapted with nnUNetv2_adapt_weights."
+        )
+    if not (folder / f"{plans}.json").is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.json") if "plans" in p.stem.lower())) or "none"
+        raise FileNotFoundError(
+            f"Plans {plans}, which {'-p asks for' if settings.plans else f'{source} was pretrained with'}, do not "
+            f"exist in {folder}. There: {there}. Choose with -p, or bring the plans here with "
+            "nnUNetv2_move_plans_between_datasets."
+        )
+    return plans
+
+
+def _trainer_for(about: Mapping[str, Any], settings: StudySettings) -> str:
+    network = str(about.get("network", "plans"))
+    if settings.trainer is not None:
+        return settings.trainer
+    return next((trainer for start, trainer in TRAINERS.items() if network.startswith(start)), STOCK_TRAINER)
+
+
+def _scratch_arm(plans: str, trainer: str, arms: Sequence[Arm]) -> Arm:
+    """The arm from scratch with these plans and this trainer; a new one unless it is there."""
+    for arm in arms:
+        if arm.weights is None and (arm.plans, arm.trainer) == (plans, trainer):
+            return arm
+    first = not any(arm.weights is None for arm in arms)
+    return Arm(SCRATCH if first else _unique(f"{SCRATCH} {plans}", trainer, arms), plans, trainer)
+
+
+def _unique(name: str, source: str, arms: Sequence[Arm]) -> str:
+    """A name that no arm has, on disk neither: the name itself, with the folder's, or with a number."""
+    taken = {slug(arm.name).lower() for arm in arms}
+    folder = Path(source).parent.name
+    candidates = [name, *([f"{name} {folder}"] if folder else []), *(f"{name} {i}" for i in range(2, len(arms) + 3))]
+    return next(candidate for candidate in candidates if slug(candidate).lower() not in taken)

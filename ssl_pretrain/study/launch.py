@@ -1,0 +1,208 @@
+"""Starting the runs of a study: several at once on this machine, or as an array of SLURM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from pathlib import Path
+
+from ssl_pretrain.files import write_json
+from ssl_pretrain.study.design import Run
+from ssl_pretrain.study.machine import available_cores
+from ssl_pretrain.study.plot import draw_study
+from ssl_pretrain.study.results import Analysis, analyse
+from ssl_pretrain.study.study import FAILURE, FILE, Study, read_result
+from ssl_pretrain.study.tables import markdown, to_json
+
+log = logging.getLogger("ssl_pretrain")
+
+WORKER = "ssl_pretrain.study.worker"
+
+
+def gather(study: Study) -> Analysis:
+    """Write ``study.json``, ``study.md`` and ``study.png`` from the results that are there."""
+    analysis = analyse(study)
+    write_json(to_json(study, analysis), study.folder / FILE)
+    (study.folder / "study.md").write_text(markdown(study, analysis), encoding="utf-8")
+    draw_study(study, analysis, study.folder / "study.png")
+    return analysis
+
+
+def check_jobs(jobs: int) -> None:
+    """Refuse a number of jobs that is none.
+
+    Raises:
+        ValueError: names it.
+    """
+    if jobs < 1:
+        raise ValueError(f"-jobs must be at least 1, got {jobs}.")
+
+
+def run_all(study: Study, jobs: int = 1) -> Analysis:
+    """Run what is not done yet, each run in a process of its own, and gather after each.
+
+    Args:
+        study: what to run.
+        jobs: runs at once; they share the cores, and the GPUs where there are several.
+
+    Raises:
+        ValueError: no such number of jobs.
+    """
+    check_jobs(jobs)
+    analysis, pending, started = gather(study), study.pending, time.perf_counter()
+    log.info("%d of %d runs to do, %d at once", len(pending), len(study.runs), jobs)
+    launcher = Launcher(study, jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures = {pool.submit(launcher.start, run): run for run in pending}
+            for done, future in enumerate(as_completed(futures), 1):
+                future.result()
+                analysis = gather(study)
+                _report(study, futures[future], done, len(pending), time.perf_counter() - started)
+        except BaseException:
+            # Before the pool waits for its threads, which wait for the processes.
+            pool.shutdown(wait=False, cancel_futures=True)
+            launcher.stop()
+            raise
+    return analysis
+
+
+class Launcher:
+    """Starts runs as processes and ends those that still run.
+
+    Args:
+        study: whose runs.
+        jobs: runs at once.
+    """
+
+    def __init__(self, study: Study, jobs: int) -> None:
+        self.study = study
+        self.threads = max(1, available_cores() // jobs)
+        self.gpus = visible_gpus() if study.settings.device == "cuda" else []
+        self._slots: queue.Queue[int] = queue.Queue()
+        for slot in range(jobs):
+            self._slots.put(slot)
+        self._running: dict[str, subprocess.Popen[str]] = {}
+        self._stopped = False
+
+    def start(self, run: Run) -> None:
+        """Run it and wait for its end; a process that ends without a word leaves its failure, too."""
+        slot = self._slots.get()
+        try:
+            with self._process(run, slot) as process:
+                assert process.stdout is not None
+                output = process.stdout.read()
+                process.wait()
+            end_group(process)  # reading processes survive a training that crashes
+        finally:
+            self._slots.put(slot)
+        folder = self.study.run_folder(run)
+        if process.returncode and not self._stopped and not (folder / FAILURE).is_file():
+            words = output.strip().splitlines()[-1:] or ["see its log"]
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json({"error": f"ended with status {process.returncode}: {words[0]}"}, folder / FAILURE)
+
+    def _process(self, run: Run, slot: int) -> subprocess.Popen[str]:
+        env = dict(os.environ)
+        if len(self.gpus) > 1:
+            env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        command = [sys.executable, "-m", WORKER, str(self.study.folder), run.name, "-threads", str(self.threads)]
+        # A group of its own, with all that it starts; and a pipe that closes when this process ends, however it ends.
+        process = subprocess.Popen(
+            [*command, "--watch"],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        self._running[run.name] = process
+        return process
+
+    def stop(self) -> None:
+        """End what is running."""
+        self._stopped = True
+        for process in self._running.values():
+            if process.poll() is None:
+                end_group(process)
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """End a process that leads a group and all that it has started."""
+    if not hasattr(os, "killpg"):  # Windows
+        process.terminate()
+        return
+    with suppress(ProcessLookupError):  # all of them have ended
+        os.killpg(process.pid, signal.SIGTERM)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    import torch
+
+    named = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    return named or [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _report(study: Study, run: Run, done: int, total: int, seconds: float) -> None:
+    left = seconds / done * (total - done)
+    result = read_result(study.run_folder(run) / "result.json")
+    failure = read_result(study.run_folder(run) / FAILURE) or {}
+    text = f"Dice {result['dice']:.4f}" if result else f"FAILED: {failure.get('error', 'no result')}"
+    log.info("%d/%d  %s  %s  (%s left)", done, total, run.name, text, _duration(left))
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def slurm_script(study: Study, jobs: int) -> str:
+    """An array script for SLURM: one task for each run that is not done, and the command that gathers.
+
+    Args:
+        study: what to run.
+        jobs: tasks at once; 1 for as many as the cluster gives.
+
+    Raises:
+        ValueError: everything is done.
+    """
+    pending = study.pending
+    if not pending:
+        raise ValueError(f"All {len(study.runs)} runs of {study.folder} are done: there is nothing to submit.")
+    logs = study.folder / "slurm"
+    logs.mkdir(exist_ok=True)
+    limit = f"%{jobs}" if jobs > 1 else ""
+    gpu = ["#SBATCH --gres=gpu:1"] if study.settings.device == "cuda" else []
+    folder = shlex.quote(str(study.folder))
+    lines = [
+        "#!/bin/bash",
+        f"#SBATCH --job-name=study_{study.dataset}",
+        f"#SBATCH --array=0-{len(pending) - 1}{limit}",
+        f"#SBATCH --output={_escaped(logs)}/%A_%a.txt",
+        *gpu,
+        "#SBATCH --cpus-per-task=8",
+        "#SBATCH --time=24:00:00",
+        "# Adapt the lines above to your cluster. When all tasks have ended, gather the results with:",
+        f"#   nnUNetv2_pretrain_study -o {folder} --gather",
+        "runs=(",
+        *(f"  {shlex.quote(run.name)}" for run in pending),
+        ")",
+        f'exec {shlex.quote(sys.executable)} -m {WORKER} {folder} "${{runs[$SLURM_ARRAY_TASK_ID]}}"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(path: Path) -> str:
+    # sbatch reads the line without a shell: a blank ends the name unless a backslash stands before it.
+    return str(path).replace(" ", "\\ ").replace("%", "%%")

@@ -1,0 +1,194 @@
+"""``python -m ssl_pretrain.study.worker FOLDER RUN``: one run of a study, from its place in the design to its result.
+
+Everything that the run needs is in the study's folder, so it can be started on any machine that sees the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ssl_pretrain.files import write_json
+from ssl_pretrain.study.design import Run
+from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
+from ssl_pretrain.study.results import mean_dice
+from ssl_pretrain.study.study import FAILURE, LOG, RESULT, Study, versions
+
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it, unless it is done; returns the exit status. Output goes into the run's log, errors into its failure."""
+    parser = argparse.ArgumentParser(description="One run of nnUNetv2_pretrain_study, which starts this itself.")
+    parser.add_argument("folder", type=Path, help="of the study")
+    parser.add_argument("run", help="name of the run: its folder in FOLDER/runs")
+    parser.add_argument("-threads", type=int, help="cores that are the run's (default: all that may be used)")
+    parser.add_argument("--watch", action="store_true", help="end when standard input does")
+    given = parser.parse_args(arguments)
+    if given.watch:
+        threading.Thread(target=end_with_parent, daemon=True).start()
+    study = Study.read(given.folder.resolve())
+    run = study.run(given.run)
+    if study.is_done(run):
+        return 0
+    folder = study.run_folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE).unlink(missing_ok=True)
+    checkpoint = unfinished(folder)
+    if checkpoint is None:
+        shutil.rmtree(folder / RESULTS, ignore_errors=True)
+    write_output_to(folder / LOG, append=checkpoint is not None)
+    try:
+        write_json(fine_tune(study, run, checkpoint, given.threads or available_cores()), folder / RESULT)
+    except Exception as error:
+        traceback.print_exc()
+        write_json({"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"}, folder / FAILURE)
+        return 1
+    if not study.settings.keep_checkpoints:
+        for file in (folder / RESULTS).rglob("checkpoint_*.pth"):
+            file.unlink()
+    return 0
+
+
+def end_with_parent() -> None:
+    """Wait for the end of standard input, which whoever started this holds open; then end, with all that was started.
+
+    Else a study whose command is killed would leave runs behind, and continuing it would start them once more.
+    """
+    sys.stdin.buffer.read()
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGTERM)
+    os._exit(1)
+
+
+def unfinished(folder: Path) -> Path | None:
+    """The checkpoint from which a run that was stopped goes on, if it has written one."""
+    found = [file for name in CHECKPOINTS for file in sorted((folder / RESULTS).rglob(name))]
+    return found[0] if found else None
+
+
+def write_output_to(log: Path, *, append: bool) -> None:
+    """Send everything that this process and its children print into a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with log.open("ab" if append else "wb") as handle:
+        os.dup2(handle.fileno(), 1)
+        os.dup2(handle.fileno(), 2)
+
+
+def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> dict[str, Any]:
+    """Train, validate with nnU-Net's own evaluation, and return what is to be known about the run.
+
+    Args:
+        study: what the run is part of.
+        run: which one.
+        checkpoint: to go on from; None to begin.
+        threads: cores that are the run's.
+    """
+    folder, settings = study.run_folder(run), study.settings
+    started = time.perf_counter()
+    # Before nnU-Net is imported: it reads some of it then.
+    env = run_environment(settings.device, threads, study.folder / PREPROCESSED, folder / RESULTS)
+    os.environ.update(env)
+    import torch
+
+    from ssl_pretrain.study import training
+
+    torch.set_num_threads(threads if settings.device == "cpu" else 1)
+    if env["nnUNet_def_n_proc"] == "1":
+        training.validate_in_threads()
+    number, arm = study.numbers[run.subset], study.arm(run.arm)
+    trainer, loaded = training.build_trainer(settings, study.dataset, arm, number, run.seed, checkpoint)
+    # Again: networks and files of weights have drawn differently, and a run that goes on must not see the same again.
+    training.seed_everything(run.seed + 1000 * trainer.current_epoch)
+    training.seed_readers(run.seed + 1000 * trainer.current_epoch)
+    torch.backends.cudnn.benchmark = True
+    trainer.run_training()
+    if not settings.mirroring:
+        trainer.inference_allowed_mirroring_axes = None
+    trained = time.perf_counter()
+    trainer.perform_actual_validation(False)
+    now = time.perf_counter()
+    times = (
+        trainer.logger.get_value("epoch_start_timestamps", None),
+        trainer.logger.get_value("epoch_end_timestamps", None),
+    )
+    summary = Path(trainer.output_folder) / "validation" / "summary.json"
+    return {
+        **read_summary(summary, study.labels, study.folds[run.fold]["validation"], trainer.dataset_json["file_ending"]),
+        "loaded": loaded,
+        "continued": checkpoint is not None,
+        "trained": facts_about(trainer),
+        "seconds": {
+            "training": round(sum(end - start for start, end in zip(*times, strict=True)), 2),
+            "validation": round(now - trained, 2),
+            "process": round(now - started, 2),
+        },
+        "machine": {**machine(settings.device), "threads": threads},
+        "versions": versions(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def facts_about(trainer: Any) -> dict[str, Any]:
+    """What was trained, and for how long."""
+    return {
+        "trainer": type(trainer).__name__,
+        "network": type(trainer.network).__name__,
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "epochs": int(trainer.num_epochs),
+        "steps": int(trainer.num_epochs * trainer.num_iterations_per_epoch),
+        "batch_size": int(trainer.batch_size),
+        "initial_lr": float(trainer.initial_lr),
+        "train_loss": [round(float(loss), 5) for loss in trainer.logger.get_value("train_losses", None)],
+    }
+
+
+def read_summary(summary: Path, labels: Mapping[str, str], cases: Sequence[str], ending: str) -> dict[str, Any]:
+    """Dice of every validation case and label from nnU-Net's ``summary.json``, and their means.
+
+    Args:
+        summary: the file.
+        labels: its keys of labels -> their names.
+        cases: that were to be predicted.
+        ending: of the files of predictions.
+
+    Raises:
+        ValueError: other cases were predicted.
+    """
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    per_case = {}
+    for entry in content["metric_per_case"]:
+        name = Path(entry["prediction_file"]).name.removesuffix(ending)
+        per_case[name] = {labels[key]: _number(entry["metrics"][key]["Dice"]) for key in labels}
+    if set(per_case) != set(cases):
+        raise ValueError(
+            f"{summary} is about {len(per_case)} cases, not the {len(cases)} validation cases of the study."
+        )
+    mean, per_label = mean_dice(per_case)
+    if math.isnan(mean):
+        raise ValueError(
+            f"No validation case has a label ({summary}): there is nothing to compare. Choose another fold."
+        )
+    return {"dice": mean, "labels": per_label, "per_case": per_case}
+
+
+def _number(value: Any) -> float | None:
+    """A Dice as JSON can hold it; None where neither prediction nor truth has the label."""
+    return float(value) if isinstance(value, (int, float)) and value == value else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

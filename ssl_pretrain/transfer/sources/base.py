@@ -1,0 +1,127 @@
+"""What the readers of all formats share: an opened file, and what a reader makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ssl_pretrain.functional.geometry import Triple, as_triple
+from ssl_pretrain.transfer.safetensors_file import ENTRIES
+
+CONTAINERS = ("network_weights", "state_dict", "model")
+"""Names under which a checkpoint keeps its tensors: ours and nnU-Net's, the usual one, and a less usual one."""
+
+WRAPPERS = frozenset({"module", "_orig_mod"})
+"""What DistributedDataParallel and torch.compile put into the names of parameters."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file after opening.
+
+    Attributes:
+        file: where it is.
+        content: plain containers, numbers and tensors.
+        tensors: its weights by name, without the names of wrappers.
+    """
+
+    file: Path
+    content: Any
+    tensors: dict[str, Tensor]
+
+    def entry(self, name: str) -> Mapping[str, Any]:
+        """A mapping at the top level of the file; an empty one where there is none."""
+        value = self.content.get(name) if isinstance(self.content, Mapping) else None
+        return value if isinstance(value, Mapping) else {}
+
+    def value(self, name: str) -> Any:
+        """Anything at the top level of the file; None where there is nothing."""
+        return self.content.get(name) if isinstance(self.content, Mapping) else None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What checkpoints of ours and of nnssl say besides their tensors, as far as it is there."""
+        return {name: self.value(name) for name in ENTRIES if self.value(name) is not None}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader makes of a file.
+
+    Attributes:
+        origin: short name of the format, for reports.
+        tensors: by the names of the network that they were made for.
+        ours: whether the file says itself which of its tensors are pretrained.
+        patch: voxels of the patch that the weights were trained with; None where the file does not say.
+        metadata: what the file says of itself; plain containers, as in JSON.
+        left_out: tensors that are not handed on although a network may have some of that name, with the reason.
+    """
+
+    origin: str
+    tensors: dict[str, Tensor]
+    ours: bool = False
+    patch: Triple | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """A format: the two functions that its module has."""
+
+    def recognise(self, opened: Opened) -> bool:
+        """Whether a file is of this format."""
+
+    def read(self, opened: Opened) -> Reading:
+        """Turn a file of this format into plain tensors."""
+
+
+def plain_name(key: str) -> str:
+    """Return a parameter's name without the parts that DistributedDataParallel and torch.compile put in."""
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def tensors_of(content: Any) -> dict[str, Tensor]:
+    """The weights in a file's content, by their names without those of wrappers.
+
+    Args:
+        content: a mapping with tensors at its top level or, however deeply, under one of :data:`CONTAINERS`.
+    """
+    if not isinstance(content, Mapping):
+        return {}
+    for name in CONTAINERS:
+        if isinstance(content.get(name), Mapping):
+            return tensors_of(content[name])
+    plain: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor) and _is_plain(value):
+            name = plain_name(str(key))
+            plain[str(key) if name in plain else name] = value
+    return plain
+
+
+def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """The same tensors under other names."""
+    return {rename(key): value for key, value in tensors.items()}
+
+
+def any_begins(names: Iterable[str], beginning: str) -> bool:
+    """Whether one of the names begins so."""
+    return any(name.startswith(beginning) for name in names)
+
+
+def patch_in(size: Any) -> Triple | None:
+    """A patch size as a file states it; None if there is none, or none of a volume."""
+    try:
+        numbers = [int(n) for n in size]
+    except (TypeError, ValueError):
+        return None
+    return as_triple(numbers, "patch_size in the file") if len(numbers) == 3 else None
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_meta and not value.is_quantized

@@ -1,0 +1,161 @@
+"""The grammar of the trainers' names."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from ssl_pretrain.finetuning.names import FAMILIES, PATTERN, SCHEDULES, SHORT, TrainerName, grammar, parse_trainer_name
+from ssl_pretrain.finetuning.schedules import KINDS, Schedule, course_of
+from ssl_pretrain.networks import NETWORKS, build_backbone
+from ssl_pretrain.training.fine_tuning import trainer_of
+
+WRITTEN = {
+    None: None,
+    "default": Schedule("default"),
+    "warmup": Schedule("warmup"),
+    "sawtooth": Schedule("sawtooth"),
+    "frozen1": Schedule("frozen", 1),
+    "frozen20": Schedule("frozen", 20),
+    "llrd0.75": Schedule("llrd", 0.75),
+    "llrd0.9": Schedule("llrd", 0.9),
+    "llrd0.000001": Schedule("llrd", 0.000001),
+}
+PAGE = REPOSITORY / "documentation" / "how-to" / "schedules.md"
+
+
+def every_name():
+    for family, known in FAMILIES.items():
+        sizes = known.sizes if known.sized else (None, *known.sizes)
+        for size, kind, epochs, schedule in itertools.product(sizes, ("ft", "scratch"), (None, 20, 150), WRITTEN):
+            parts = (f"{family}Trainer", size, kind, f"{epochs}ep" if epochs else None, schedule)
+            name = "_".join(part for part in parts if part is not None)
+            yield name, TrainerName(family, kind == "ft", size, epochs, WRITTEN[schedule])
+
+
+def test_every_valid_combination_is_read_and_written():
+    names = dict(every_name())
+    assert len(names) == (1 + 4 + 5 + 1) * 2 * 3 * len(WRITTEN)
+    for name, setting in names.items():
+        assert parse_trainer_name(name) == setting
+        assert str(setting) == name
+
+
+@pytest.mark.parametrize("short", SHORT)
+def test_the_names_of_older_checkpoints_mean_what_they_meant(short):
+    setting = parse_trainer_name(short)
+    assert str(setting) == SHORT[short]
+    assert setting.epochs_or_default == 1000
+    assert setting.pretrained == short.startswith("UNETR")
+    assert setting.schedule_or_default.kind == ("warmup" if short.startswith("UNETR") else "default")
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        *(("ResEncTrainer_ft", "warmup"), ("PrimusTrainer_S_scratch", "warmup"), ("UNETRTrainer_ft", "warmup")),
+        *(("STUNetTrainer_huge_ft", "default"), ("STUNetTrainer_huge_ft_50ep_warmup", "warmup")),
+    ],
+)
+def test_a_name_without_schedule_or_epochs_means_the_published_ones(name, schedule):
+    setting = parse_trainer_name(name)
+    assert setting.schedule_or_default.kind == schedule
+    assert setting.epochs_or_default == (50 if "50ep" in name else 1000)
+
+
+@pytest.mark.parametrize(
+    "name", ["nnUNetTrainer", "nnUNetTrainer_demo", "ResEnc", "ResEncTrainerX_ft", "MyResEncTrainer_ft", "__path__", ""]
+)
+def test_names_of_others_are_left_alone(name):
+    assert parse_trainer_name(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ResEncTrainer", "it ends before ft or scratch"),
+        ("ResEncTrainer_150ep", "'150ep' stands where ft or scratch belongs"),
+        ("ResEncTrainer_L_ft", "'L' stands where ft or scratch belongs"),
+        ("PrimusTrainer_X_ft", "'X' stands where ft or scratch belongs"),
+        ("STUNetTrainer_ft", "'ft' stands where a size (small|base|large|huge) belongs"),
+        ("STUNetTrainer_small_150ep", "'150ep' stands where ft or scratch belongs"),
+        ("ResEncTrainer_ft_15", "'15' is unknown, or not in its place"),
+        ("ResEncTrainer_ft_0ep", "'0ep' is unknown, or not in its place"),
+        ("ResEncTrainer_ft_010ep", "'010ep' is unknown, or not in its place"),
+        ("ResEncTrainer_ft_sawtoth", "'sawtoth' is unknown, or not in its place"),
+        ("ResEncTrainer_ft_sawtooth_150ep", "'150ep' is unknown, or not in its place"),
+        ("ResEncTrainer_ft_warmup_llrd0.75", "'llrd0.75' is unknown, or not in its place"),
+        ("ResEncTrainer_ft_", "'' is unknown, or not in its place"),
+        ("ResEncTrainer_ft_frozen", "'frozen' does not say for how many epochs, such as frozen20"),
+        ("ResEncTrainer_ft_frozen0", "'frozen0' does not say for how many epochs"),
+        ("ResEncTrainer_ft_frozen020", "'frozen020' does not say for how many epochs"),
+        ("ResEncTrainer_ft_llrd", "'llrd' does not say by which factor between 0 and 1, such as llrd0.75"),
+        ("ResEncTrainer_ft_llrd1.5", "'llrd1.5' does not say by which factor"),
+        ("ResEncTrainer_ft_llrd0.750", "'llrd0.750' does not say by which factor"),
+        ("ResEncTrainer_ft_10ep_frozen20", "freezes the encoder for 20 epochs, and the run has 10"),
+        ("ResEncTrainer_ft_3ep_sawtooth", "needs at least 4 epochs, but the run has 3"),
+    ],
+)
+def test_an_unknown_part_is_refused_with_the_grammar(name, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)) as caught:
+        parse_trainer_name(name)
+    message = str(caught.value)
+    assert message.startswith(f"There is no trainer {name}: ")
+    assert grammar() in message
+    assert "\n" not in message
+    assert ".." not in message
+
+
+def test_the_grammar_names_everything():
+    line = grammar()
+    assert PATTERN in line
+    assert all(part in line for part in (*FAMILIES, *SCHEDULES))
+    assert all("|".join(known.sizes) in line for known in FAMILIES.values())
+    assert re.findall(r"^[a-z]+", " ".join(SCHEDULES)) == ["default"]
+    assert [re.match(r"[a-z]+", schedule)[0] for schedule in SCHEDULES] == list(KINDS)
+
+
+def test_the_page_has_the_grammar_and_a_row_for_every_network_and_schedule():
+    text = PAGE.read_text(encoding="utf-8")
+    assert PATTERN in text
+    for family, known in FAMILIES.items():
+        sizes = ", ".join(f"`{size}`" for size in known.sizes) or "none"
+        assert re.search(
+            rf"^\| `{family}` \| {re.escape(known.network)} \| {sizes}[^|]*\|.*\| `{known.schedule.kind}` \|$",
+            text,
+            re.M,
+        )
+    for schedule, meaning in SCHEDULES.items():
+        assert f"| `{schedule}` | {meaning} |" in text
+
+
+def test_the_pages_lengths_are_those_that_are_run():
+    rows = re.findall(r"^\| (\d+) \|((?: \d+ \|){4})$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 5
+    for epochs, cells in rows:
+        warmup, sawtooth = (course_of(Schedule(kind), int(epochs)).teeth for kind in ("warmup", "sawtooth"))
+        lengths = [tooth.end - tooth.start for tooth in (warmup[0], *sawtooth[:3])]
+        assert [int(cell) for cell in cells.replace("|", " ").split()] == lengths
+
+
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "documentation").rglob("*.md")), ids=lambda page: page.stem)
+def test_the_pages_name_only_trainers_that_there_are(page: Path):
+    # A name that ends in _ is the beginning of one; a class that a page defines is not ours.
+    found = re.findall(rf"(?<![\w/])(?:{'|'.join(FAMILIES)})Trainer_[\w.]*\w\b(?!_)", page.read_text(encoding="utf-8"))
+    for name in found:
+        assert parse_trainer_name(name) is not None
+
+
+@pytest.mark.parametrize("network", ["PrimusS", "ViT_B16"])
+def test_pretraining_names_a_trainer_that_there_is(network):
+    assert network in NETWORKS
+    if network == "ViT_B16":
+        pytest.importorskip("monai")
+    settings = {"width": 24, "depth": 4, "heads": 2}
+    sizes = {"input_channels": 1, "num_classes": 2, "patch": (16, 16, 16)}
+    backbone = build_backbone(network, architecture={}, settings=settings, **sizes)
+    setting = parse_trainer_name(trainer_of(backbone))
+    assert setting.pretrained
+    assert str(setting) == trainer_of(backbone)

@@ -1,0 +1,290 @@
+"""Studies on disk: begun, continued, grown and refused; arms, subsets and the mirror of the dataset."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from made_data import NAME
+from made_study import contents, finish, read, settings, write_home, write_weights
+
+from ssl_pretrain.study.arms import scratch_trainer
+from ssl_pretrain.study.study import Study, begin, label_names, resume
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    return write_home(tmp_path / "home", monkeypatch)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return write_weights(tmp_path / "pretrained")
+
+
+@pytest.fixture
+def study(tmp_path, dataset, weights):
+    return begin(settings(weights), tmp_path / "study")
+
+
+def mirror_of(study: Study) -> Path:
+    return study.folder / "nnUNet_preprocessed" / NAME
+
+
+def test_a_study_leaves_the_dataset_as_it_is(tmp_path, dataset, weights):
+    before = contents(tmp_path / "home")
+    begin(settings(weights), tmp_path / "study")
+    assert contents(tmp_path / "home") == before
+    assert "splits_final.json" not in {p.name for p in dataset.iterdir()}
+
+
+def test_the_mirror_shows_the_same_data_with_splits_of_its_own(study, dataset):
+    mirror = mirror_of(study)
+    data = mirror / "nnUNetPlans_3d_fullres"
+    assert {p.name for p in data.iterdir()} == {p.name for p in (dataset / data.name).iterdir()}
+    assert all(p.is_symlink() for p in data.iterdir()) and not data.is_symlink()
+    assert contents(data) == contents(dataset / data.name)
+    assert (mirror / "nnUNetPlans.json").read_bytes() == (dataset / "nnUNetPlans.json").read_bytes()
+    assert not (mirror / "nnUNetPlans.json").is_symlink()
+
+
+def test_every_arm_has_the_same_nested_subsets_and_the_validation_cases_of_nnunet(study):
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    theirs = generate_crossval_split([f"case_{i:02d}" for i in range(10)], seed=12345, n_splits=5)[0]
+    splits = read(mirror_of(study) / "splits_final.json")
+    assert len(splits) == 6  # 3 seeds, 2 sizes; not one for each arm
+    for seed in range(3):
+        small, large = (splits[study.numbers[0, seed, n]] for n in (2, 4))
+        assert set(small["train"]) < set(large["train"]) < set(theirs["train"])
+        assert small["val"] == large["val"] == sorted(theirs["val"])
+    assert len({tuple(s["train"]) for s in splits}) > 3
+
+
+def test_the_users_own_split_is_taken(tmp_path, dataset, weights):
+    split = [{"train": [f"case_{i:02d}" for i in range(7)], "val": ["case_07", "case_09"]}]
+    (dataset / "splits_final.json").write_text(json.dumps(split), encoding="utf-8")
+    study = begin(settings(weights, fractions=(0.5,)), tmp_path / "study")
+    assert study.folds == {0: {"train": split[0]["train"], "validation": split[0]["val"]}}
+    assert [size.counts for size in study.sizes] == [{0: 2}, {0: 4}]
+
+
+def test_arms_are_named_by_method_or_folder_and_have_their_scratch(tmp_path, dataset, weights):
+    other = write_weights(tmp_path / "longer", seed=1)
+    foreign = tmp_path / "theirs" / "model.pth"
+    foreign.parent.mkdir()
+    torch.save({"network_weights": torch.load(weights)["network_weights"]}, foreign)
+    study = begin(settings(weights, other, foreign), tmp_path / "study")
+    assert [arm.name for arm in study.arms] == ["scratch", "SparK", "SparK longer", "theirs"]
+    assert [arm.baseline for arm in study.arms] == [None, "scratch", "scratch", "scratch"]
+    assert [arm.method for arm in study.arms] == [None, "SparK", "SparK", None]
+    assert all(0.5 < arm.loaded <= 1 for arm in study.arms[1:])
+
+
+def test_another_network_has_its_own_plans_trainer_and_scratch(tmp_path, dataset, weights):
+    plans = read(dataset / "nnUNetPlans.json")
+    plans["plans_name"] = "nnUNetPlans_PrimusS_depth2"
+    (dataset / "nnUNetPlans_PrimusS_depth2.json").write_text(json.dumps(plans), encoding="utf-8")
+    primus = write_weights(tmp_path / "primus", seed=1, network="PrimusS", network_settings={"depth": 2})
+    # The trainer is given: the made file is not really of a Primus.
+    study = begin(settings(weights, primus, trainer="ResEncTrainer_ft_5ep"), tmp_path / "study")
+    assert [(arm.name, arm.plans, arm.trainer, arm.baseline) for arm in study.arms] == [
+        ("scratch", "nnUNetPlans", "ResEncTrainer_scratch_5ep", None),
+        ("SparK", "nnUNetPlans", "ResEncTrainer_ft_5ep", "scratch"),
+        ("scratch nnUNetPlans_PrimusS_depth2", "nnUNetPlans_PrimusS_depth2", "ResEncTrainer_scratch_5ep", None),
+        (
+            *("SparK primus", "nnUNetPlans_PrimusS_depth2", "ResEncTrainer_ft_5ep"),
+            "scratch nnUNetPlans_PrimusS_depth2",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "scratch"),
+    [
+        ("ResEncTrainer_ft_150ep_sawtooth", "ResEncTrainer_scratch_150ep_sawtooth"),
+        ("STUNetTrainer_small_ft", "STUNetTrainer_small_scratch"),
+        ("UNETRTrainer", "UNETRTrainer_scratch"),
+        ("ResEncTrainer_scratch", "ResEncTrainer_scratch"),
+        ("nnUNetTrainer", "nnUNetTrainer"),
+        ("Mine_ft", "Mine_ft"),
+    ],
+)
+def test_scratch_has_the_same_schedule(trainer, scratch):
+    assert scratch_trainer(trainer) == scratch
+
+
+def test_the_trainer_from_scratch_can_be_given(tmp_path, dataset, weights):
+    study = begin(settings(weights, scratch_trainer="ResEncTrainer_ft"), tmp_path / "study")
+    assert [arm.trainer for arm in study.arms] == ["ResEncTrainer_ft", "nnUNetTrainer"]
+
+
+def test_a_study_is_read_as_it_was_written(study):
+    assert Study.read(study.folder) == study
+
+
+def test_done_runs_are_not_pending(study):
+    assert len(study.pending) == len(study.runs) == 12
+    finish(study, study.runs[3], 0.5)
+    assert study.runs[3] not in study.pending and len(study.pending) == 11
+
+
+def test_a_study_grows_and_keeps_the_numbers_of_its_subsets(study, tmp_path):
+    before = read(mirror_of(study) / "splits_final.json")
+    finish(study, study.runs[0], 0.5)
+    other = write_weights(tmp_path / "longer", seed=1)
+    more = replace(study.settings, seeds=4, cases=(2, 4, 6), weights=(*study.settings.weights, str(other)))
+    grown = resume(more, study.folder)
+    assert read(mirror_of(study) / "splits_final.json")[:6] == before
+    assert {s: n for s, n in grown.numbers.items() if s in study.numbers} == study.numbers
+    assert len(grown.runs) == 4 * 3 * 3
+    assert len(grown.pending) == len(grown.runs) - 1
+    assert grown.arms[:2] == study.arms
+
+
+def test_a_study_of_other_settings_is_refused_with_what_differs(study, weights):
+    wanted = settings(weights, epochs=7, seeds=2)
+    with pytest.raises(FileExistsError, match=r"holds a study already with other settings \(-seeds was 3 and is 2; -e"):
+        begin(wanted, study.folder)
+    with pytest.raises(ValueError, match=r"other settings: -seeds was 3 and is 2; -epochs was 1 and is 7. Leave these"):
+        resume(wanted, study.folder)
+    with pytest.raises(FileExistsError, match=r"holds a study already. Continue it with --c, or choose another folder"):
+        begin(study.settings, study.folder)
+
+
+def test_folders_that_hold_no_study_are_refused(tmp_path, dataset, weights):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").touch()
+    with pytest.raises(FileExistsError, match=r"photos is not empty. Choose another folder with -o, or remove it"):
+        begin(settings(weights), tmp_path / "photos")
+    with pytest.raises(
+        FileNotFoundError, match=r"photos holds no study: there is no study.json. Begin one with -d, -c"
+    ):
+        Study.read(tmp_path / "photos")
+
+
+def test_a_file_that_has_changed_is_refused(study, weights):
+    write_weights(weights.parent, seed=5)
+    with pytest.raises(ValueError, match=r"is not the file that arm SparK of this study began with: it has changed"):
+        resume(study.settings, study.folder)
+    with pytest.raises(ValueError, match=r"is not the file that arm SparK of this study began with"):
+        resume(replace(study.settings, seeds=9), study.folder)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_final.pth does not exist \(-w\). Check the path"):
+        resume(study.settings, study.folder)
+
+
+def test_a_finished_study_needs_no_weights(study, weights):
+    for run in study.runs:
+        finish(study, run, 0.5)
+    weights.unlink()
+    assert resume(study.settings, study.folder).pending == []
+
+
+def test_runs_have_names(study):
+    assert study.run("SparK/4cases_fold0_seed2").cases == 4
+    with pytest.raises(ValueError, match=r"has no run 'x'. There are 12, such as scratch/2cases_fold0_seed0"):
+        study.run("x")
+
+
+def test_validation_cases_that_are_trained_on_are_refused(tmp_path, dataset, weights):
+    split = [{"train": ["case_00", "case_01", "case_02"], "val": ["case_02", "case_03"]}]
+    (dataset / "splits_final.json").write_text(json.dumps(split), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"Fold 0 of .*splits_final.json validates on 1 cases that it trains on, e.g. case_02"
+    ):
+        begin(settings(weights), tmp_path / "study")
+    del split[0]["val"][0]
+    (dataset / "splits_final.json").write_text(json.dumps(split), encoding="utf-8")
+    assert begin(settings(weights, cases=(2,)), tmp_path / "study").runs  # the folder is still free
+
+
+def test_labels_that_are_not_there_are_asked_for(tmp_path, dataset, weights):
+    for file in (dataset / "gt_segmentations").iterdir():
+        file.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"lacks the labels of 2 validation cases, .*Run nnUNetv2_preprocess again"
+    ):
+        begin(settings(weights), tmp_path / "study")
+
+
+def test_plans_must_be_there_and_preprocessed(tmp_path, dataset, weights):
+    with pytest.raises(FileNotFoundError, match=r"Plans Mine, which -p asks for, do not exist in .*There: nnUNetPlans"):
+        begin(settings(weights, plans="Mine"), tmp_path / "a")
+    of_others = write_weights(tmp_path / "others", plans="TheirPlans")
+    with pytest.raises(
+        FileNotFoundError, match=r"Plans TheirPlans, which .*others.* was pretrained with, do not exist"
+    ):
+        begin(settings(of_others), tmp_path / "b")
+    own = write_weights(tmp_path / "own", network="my.module:Net")
+    with pytest.raises(ValueError, match=r"is of my.module:Net, a network that no plans can name. Give plans \(-p\)"):
+        begin(settings(own), tmp_path / "c")
+    for file in (dataset / "nnUNetPlans_3d_fullres").iterdir():
+        file.unlink()
+    with pytest.raises((FileNotFoundError, ValueError), match=r"preprocess"):
+        begin(settings(weights), tmp_path / "d")
+
+
+def test_weights_that_do_not_fit_and_unknown_trainers_are_refused_before_anything_runs(tmp_path, dataset, weights):
+    wrong = tmp_path / "wrong" / "model.pth"
+    wrong.parent.mkdir()
+    torch.save({"network_weights": {"some.weight": torch.zeros(3)}}, wrong)
+    with pytest.raises(ValueError, match=r"model.pth"):
+        begin(settings(wrong), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"no trainer"):
+        begin(settings(weights, trainer="NobodysTrainer"), tmp_path / "b")
+    assert not any((tmp_path / name / "study.json").exists() for name in "ab")
+
+
+def test_weights_that_give_little_are_warned_about(tmp_path, dataset, weights, caplog):
+    content = torch.load(weights)["network_weights"]
+    some = {name: value for name, value in content.items() if name.startswith("encoder.stages.0")}
+    torch.save({"network_weights": some}, weights)
+    with caplog.at_level(logging.WARNING, "ssl_pretrain"):
+        begin(settings(weights), tmp_path / "study")
+    assert "% of the parameters of the network of nnUNetPlans. Do the plans (-p) suit the weights?" in caplog.text
+
+
+def transductive(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "transductive" in record.getMessage()]
+
+
+def test_weights_that_saw_the_images_of_validation_cases_are_warned_about(tmp_path, dataset, caplog):
+    caplog.set_level(logging.WARNING, "ssl_pretrain")
+    begin(settings(write_weights(tmp_path / "same fold", dataset="7", fold="0")), tmp_path / "a")
+    begin(settings(write_weights(tmp_path / "elsewhere", dataset="8", fold="all")), tmp_path / "b")
+    assert transductive(caplog) == []
+    begin(settings(write_weights(tmp_path / "all", dataset="7", fold="all")), tmp_path / "c")
+    assert "SparK was pretrained on images of 2 of the 2 validation cases of fold 0" in transductive(caplog)[0]
+
+
+def test_the_list_of_cases_beside_the_weights_decides(tmp_path, dataset, caplog):
+    caplog.set_level(logging.WARNING, "ssl_pretrain")
+    file = write_weights(tmp_path / "all", dataset="7", fold="all")
+    study = begin(settings(file), tmp_path / "a")
+    seen = study.folds[0]["validation"][1]
+    caplog.clear()
+    listed = {
+        "train": [f"{NAME}/nnUNetPlans_3d_fullres/{seen}", "Dataset008_Other/x/" + study.folds[0]["validation"][0]]
+    }
+    (file.parent / "cases.json").write_text(json.dumps(listed), encoding="utf-8")
+    begin(settings(file), tmp_path / "b")
+    assert f"on images of 1 of the 2 validation cases of fold 0 (e.g. {seen})" in transductive(caplog)[0]
+
+
+def test_a_file_system_without_links_is_reported(tmp_path, dataset, weights, monkeypatch):
+    def refuse(self, target, target_is_directory=False):
+        raise OSError("operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(OSError, match=r"cannot hold links to the preprocessed data .*not permitted.*developer mode"):
+        begin(settings(weights), tmp_path / "study")
+
+
+def test_labels_and_regions_have_the_keys_of_nnunets_summary():
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "tip": 3, "ignore": 4}
+    assert label_names(labels) == {"(1, 2, 3)": "whole", "(2, 3)": "core", "3": "tip"}

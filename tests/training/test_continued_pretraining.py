@@ -1,0 +1,71 @@
+"""Pretraining that begins with weights from elsewhere: a file of nnssl's layout, by path and from the Hub's cache."""
+
+import pytest
+import torch
+from architectures import architecture
+from made_data import PATCH, write_dataset
+
+from ssl_pretrain import PretrainConfig, pretrain
+from ssl_pretrain.networks import build_backbone
+from ssl_pretrain.training.checkpoints import FINAL
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    return write_dataset(tmp_path / "preprocessed", cases=6)
+
+
+@pytest.fixture
+def donor():
+    """The network of the made plans, with one output as in nnssl's pretraining."""
+    torch.manual_seed(7)
+    size = {"input_channels": 1, "num_classes": 1, "patch": PATCH}
+    return build_backbone("plans", architecture=architecture("plain"), **size).network.state_dict()
+
+
+def checkpoint(state):
+    plan = {
+        "architecture_plans": {"arch_class_name": "PlainConvUNet", "arch_kwargs": {}},
+        "pretrain_plan": {"configurations": {"onemmiso": {"patch_size": list(PATCH)}}},
+        "key_to_encoder": "encoder.stages",
+        "key_to_stem": "encoder.stages.0",
+    }
+    return {"network_weights": state, "trainer_name": "BaseMAETrainer_BS8", "nnssl_adaptation_plan": plan}
+
+
+def after(tmp_path, weights):
+    """Tensors after a run whose steps are too small to matter."""
+    settings = {"epochs": 1, "iters": 1, "val_iters": 1, "num_workers": 0, "device": "cpu", "fold": "0"}
+    config = PretrainConfig(dataset="7", output_folder=str(tmp_path / "run"), pretrained_weights=weights, **settings)
+    folder = pretrain(config.with_settings({"lr": "1e-12"})).folder
+    content = torch.load(folder / FINAL, weights_only=True)
+    assert content["pretraining"]["config"]["pretrained_weights"] == weights
+    return content["network_weights"], content["pretraining"]["pretrained_keys"]
+
+
+def assert_from(donor, found):
+    weights, pretrained = found
+    assert pretrained
+    for name in pretrained:
+        torch.testing.assert_close(weights[name], donor[name], rtol=1e-4, atol=1e-6)
+
+
+def test_from_a_file_of_nnssl(dataset, donor, tmp_path):
+    torch.save(checkpoint(donor), tmp_path / "openmind.pth")
+    assert_from(donor, after(tmp_path, str(tmp_path / "openmind.pth")))
+
+
+def test_from_the_hub(dataset, donor, tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--ORG--REPO"
+    (repository / "snapshots" / COMMIT).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    torch.save(checkpoint(donor), repository / "snapshots" / COMMIT / FINAL)
+    assert_from(donor, after(tmp_path, "hf://ORG/REPO"))
