@@ -28,8 +28,20 @@ TINY = (
 )
 """Flags of ``nnUNetv2_pretrain`` for a run of seconds on a network of total stride 8."""
 
-FEW_PROCESSES = {"OMP_NUM_THREADS": "2", "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1"}
+THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+"""Per process. Where tests run side by side, more threads than cores would wait for each other."""
+
+FEW_PROCESSES = {"OMP_NUM_THREADS": THREADS, "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1"}
 """What keeps nnU-Net from starting a dozen processes for a few small cases."""
+
+
+def pytest_configure() -> None:
+    """Before any test: the threads of this process."""
+    import torch
+
+    if THREADS == "1":
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = THREADS
 
 
 @dataclass(frozen=True)
