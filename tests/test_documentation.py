@@ -202,10 +202,10 @@ def test_every_key_of_a_checkpoint_is_documented(exported):
 def test_ci_runs_the_commands_of_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    for command in ('-m pip install -e ".[test]"', "-m pytest"):
+    for command in ('-m pip install -e ".[test]"', "-m pytest -n 2 --dist loadfile"):
         assert f".venv/bin/python {command}\n" in readme
         assert f'"$bin/python" {command}\n' in script.replace(" --quiet", "")
-    assert script.rstrip().endswith('"$bin/python" -m pytest')
+    assert script.rstrip().endswith('"$bin/python" -m pytest -n 2 --dist loadfile')
 
 
 def test_the_citation_file_has_what_its_format_asks_for():
