@@ -41,7 +41,14 @@ setup(
     ],
     extras_require={
         # MONAI, so that the tests of the ViT do not skip.
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.90", "setuptools>=70.1", "monai>=1.4", "huggingface_hub>=0.25"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.90",
+            "setuptools>=70.1",
+            "monai>=1.4",
+            "huggingface_hub>=0.25",
+        ],
         "monai": ["monai>=1.4"],
         "hub": ["huggingface_hub>=0.25"],
         "spconv": ["spconv-cu126>=2.3.8; platform_system == 'Linux' and platform_machine == 'x86_64'"],
