@@ -67,7 +67,9 @@ def end_with_parent() -> None:
 
     Else a study whose command is killed would leave runs behind, and continuing it would start them once more.
     """
-    sys.stdin.buffer.read()
+    # Not sys.stdin: a process that is forked while another thread waits in its read() waits for its lock for ever.
+    while os.read(0, 1):
+        pass
     if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGTERM)
     os._exit(1)

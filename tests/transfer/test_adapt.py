@@ -249,10 +249,10 @@ def primus(settings):
 def own_trainers(tmp_path, monkeypatch):
     folder = tmp_path / "trainers"
     folder.mkdir()
-    (folder / "made_trainers.py").write_text(TRAINERS, encoding="utf-8")
+    (folder / "trainers_of_a_user.py").write_text(TRAINERS, encoding="utf-8")
     monkeypatch.setenv("nnUNet_extTrainer", str(folder))
     yield folder
-    sys.modules.pop("made_trainers", None)
+    sys.modules.pop("trainers_of_a_user", None)
 
 
 def test_a_users_trainer_builds_a_network_that_is_none_of_ours(home, own_trainers):
