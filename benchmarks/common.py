@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import platform
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -113,6 +115,7 @@ def provenance(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "date": date.today().isoformat(),
+        "commit": _commit(),
     }
 
 
@@ -122,6 +125,13 @@ def _processor() -> str:
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "cpu"
+
+
+def _commit() -> str | None:
+    """Of the code that is measured, with a mark where it was changed since; None outside of a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    done = subprocess.run(command, capture_output=True, text=True) if shutil.which("git") else None
+    return done.stdout.strip() if done is not None and done.returncode == 0 else None
 
 
 def write(result: dict[str, Any], file: Path | None) -> None:

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -78,17 +79,29 @@ def mirror(number: int, work: Path) -> None:
             (target / name).symlink_to((source / name).resolve(), target_is_directory=True)
 
 
+def patch_of(number: int) -> tuple[int, ...]:
+    """Voxels per axis of the plans of a dataset."""
+    file = Path(os.environ["nnUNet_preprocessed"])  # noqa: SIM112 - nnU-Net's own name
+    plans = json.loads(next(file.glob(f"Dataset{number:03d}_*/{SMALL_PLANS}.json")).read_text(encoding="utf-8"))
+    return tuple(plans["configurations"][CONFIGURATION]["patch_size"])
+
+
 def patch_flags(network: str, number: int) -> list[str]:
     """A patch of whole tokens where the one of the plans is none."""
-    token, patch = TOKENS.get(network), SHORT.get(number)
-    if token is None or patch is None or all(size % token == 0 for size in patch):
+    token, patch = TOKENS.get(network), patch_of(number)
+    if token is None or all(size % token == 0 for size in patch):
         return []
     return ["-patch_size", *(str(max(1, round(size / token)) * token) for size in patch)]
 
 
+def pretraining_folder(method: str, network: str, number: int, work: Path) -> Path:
+    """Where the first command of a cell writes."""
+    return work / "pretrained" / f"{number}_{method}_{network}"
+
+
 def pretrain(method: str, network: str, number: int, work: Path) -> dict[str, Any]:
     """Run the first command of a cell; returns losses, seconds, and the command that it prints."""
-    folder = work / "pretrained" / f"{number}_{method}_{network}"
+    folder = pretraining_folder(method, network, number, work)
     settings = ["-network_settings", *NETWORKS[network]] if NETWORKS[network] else []
     command = ["nnUNetv2_pretrain", str(number), CONFIGURATION, "0", "-m", method, "-network", network, *settings]
     command += ["-p", SMALL_PLANS, "-epochs", str(EPOCHS), "-iters", str(STEPS), "-val_iters", "1", "-device", "cpu"]
@@ -152,6 +165,8 @@ def run(command: list[str], env: dict[str, str]) -> str:
 def cell(method: str, network: str, number: int, work: Path) -> dict[str, Any]:
     """Run one cell."""
     row: dict[str, Any] = {"dataset": number, "method": method, "network": network}
+    # What an interrupted or failed cell has left: pretraining refuses a folder that holds a run.
+    shutil.rmtree(pretraining_folder(method, network, number, work), ignore_errors=True)
     try:
         pretrained = pretrain(method, network, number, work)
         tuned = fine_tune(pretrained.pop("next"), pretrained.pop("weights"), work)
