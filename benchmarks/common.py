@@ -21,6 +21,7 @@ from torch import nn
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.networks import Backbone, build_backbone
 from ssl_pretrain.networks.wrap import wrap_network
+from ssl_pretrain.study.machine import processor
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 1, 1]]
 """Of the published STU-Net for nnU-Net v2; the sixth stage does not step."""
@@ -109,7 +110,7 @@ def _peak_on_cpu(run: Callable[[], Any]) -> float:
 
 def provenance(device: str) -> dict[str, Any]:
     """Machine, versions and date, for the JSON."""
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else processor()
     return {
         "machine": {"device": name, "system": platform.platform(), "cores": os.cpu_count()},
         "threads": torch.get_num_threads(),
@@ -117,14 +118,6 @@ def provenance(device: str) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "commit": _commit(),
     }
-
-
-def _processor() -> str:
-    """Name of the processor; ``platform.processor()`` is empty on many Linux systems."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "cpu"
 
 
 def _commit() -> str | None:

@@ -36,8 +36,8 @@ def corrupted(crops: Tensor, seed: int) -> Tensor:
 
 
 def fused(crops: Tensor, seed: int) -> Any:
-    """VolumeFusion: two crops become one, and its labels."""
-    return fuse(*halves(crops), np.random.default_rng(seed), VolumeFusionConfig())
+    """VolumeFusion: two crops become one, and its labels; of an odd number the last one stays alone."""
+    return fuse(*halves(crops[: len(crops) // 2 * 2]), np.random.default_rng(seed), VolumeFusionConfig())
 
 
 def masked(crops: Tensor, seed: int) -> Tensor:

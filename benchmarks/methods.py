@@ -39,7 +39,7 @@ def network_of(name: str, channels: int, patch: Triple) -> Backbone:
     """A network by its name, without plans; the strides are those of the other benchmarks."""
     if name == "ResEncL":
         return build_network(name, channels, patch, classes=3)
-    architecture = {"arch_kwargs": {"strides": STRIDES}}
+    architecture = {"arch_kwargs": {"strides": STRIDES, "kernel_sizes": [[3, 3, 3]] * len(STRIDES)}}
     return build_backbone(name, architecture=architecture, input_channels=channels, num_classes=3, patch=patch)
 
 

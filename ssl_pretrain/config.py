@@ -217,6 +217,9 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         ValueError: it is not of that type; names the setting, the value and what is expected.
     """
     for option in _options(kind):
+        if typing.get_origin(option) is dict and isinstance(value, Mapping):
+            kind_of_value = typing.get_args(option)[1]
+            return {str(key): convert(f"{name}.{key}", entry, kind_of_value) for key, entry in value.items()}
         try:
             return _as_type(value, option)
         except (TypeError, ValueError):

@@ -85,6 +85,11 @@ def test_wrong_values_are_refused(changes, message):
         config(**changes)
 
 
+def test_a_wrong_size_of_a_network_is_named():
+    with pytest.raises(ValueError, match=r"Setting network_settings\.depth='1.5' is not a whole number"):
+        PretrainConfig.from_dict({"dataset": "4", "network_settings": {"depth": "1.5"}})
+
+
 def test_unknown_keys_in_a_file_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Unknown settings epoch"):
         PretrainConfig.from_dict({"dataset": "4", "epoch": 3})

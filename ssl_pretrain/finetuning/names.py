@@ -127,7 +127,7 @@ def parse_trainer_name(name: str) -> TrainerName | None:
     pretrained = _take(parts, ("ft", "scratch"), lambda part: part == "ft")
     if pretrained is None:
         raise _refused(name, _instead(parts, "ft or scratch"))
-    epochs = _take(parts, r"[1-9][0-9]*ep", lambda part: int(part[:-2]))
+    epochs = _take(parts, r"[1-9][0-9]{0,5}ep", lambda part: int(part[:-2]))
     try:
         schedule = _take(parts, r"default|warmup|sawtooth|(frozen|llrd).*", _read)
         if parts:
@@ -159,7 +159,7 @@ def _take(parts: list[str], allowed: tuple[str, ...] | str, read: Callable[[str]
 
 def _read(part: str) -> Schedule:
     # One setting has one name, or the results of llrd0.75 and llrd0.750 would lie in two folders.
-    if part.startswith("frozen") and not re.fullmatch(r"frozen[1-9][0-9]*", part):
+    if part.startswith("frozen") and not re.fullmatch(r"frozen[1-9][0-9]{0,5}", part):
         raise ValueError(f"{part!r} does not say for how many epochs, such as frozen20")
     if part.startswith("llrd") and not re.fullmatch(r"llrd0\.[0-9]{0,5}[1-9]", part):
         raise ValueError(f"{part!r} does not say by which factor between 0 and 1, such as llrd0.75")

@@ -13,6 +13,9 @@ from ssl_pretrain.functional.drawing import draw_uniform, draw_windows, whole_vo
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.windows import Window
 
+MOST_CLASSES = 1000
+"""More than boxes of a sample; every class is a channel of the head, at full resolution."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
@@ -37,6 +40,8 @@ class FusionConfig:
             raise ValueError(
                 f"classes must be at least 2, got {self.classes}: with a single one there is nothing to tell apart."
             )
+        if self.classes > MOST_CLASSES:
+            raise ValueError(f"classes must be at most {MOST_CLASSES}, got {self.classes}.")
         if not 1 <= self.boxes_min <= self.boxes_max:
             raise ValueError(f"1 <= boxes_min <= boxes_max must hold, got {self.boxes_min} and {self.boxes_max}.")
         if not 0.0 < self.side_min <= self.side_max <= 1.0:

@@ -55,9 +55,10 @@ def check_patch(patch: Triple, total_stride: Triple) -> None:
         return
     lower = tuple(max(p // s, 1) * s for p, s in zip(patch, total_stride, strict=True))
     upper = tuple(-(-p // s) * s for p, s in zip(patch, total_stride, strict=True))
+    works = f"{lower} and {upper}" if lower != upper else f"{upper}"
     raise ValueError(
         f"Patch size {patch} is not divisible by the network's total stride {total_stride} along "
-        f"{', '.join(AXES[a] for a in wrong)}. Nearest patch sizes that work: {lower} and {upper} (-patch_size D H W)."
+        f"{', '.join(AXES[a] for a in wrong)}. Nearest patch sizes that work: {works} (-patch_size D H W)."
     )
 
 
@@ -87,9 +88,10 @@ def check_cell(cell: Triple, patch: Triple, strides: Sequence[Triple]) -> None:
     options = [allowed_cells(patch[a], [s[a] for s in strides]) for a in range(3)]
     wrong = [a for a in range(3) if cell[a] not in options[a]]
     if wrong:
+        maps = f" and feature maps of stride {list(strides)}" if any(s != (1, 1, 1) for s in strides) else ""
         rows = "; ".join(f"{AXES[a]}: {', '.join(map(str, options[a]))}" for a in range(3))
         raise ValueError(
-            f"Mask cell {cell} does not fit patch {patch} and feature maps of stride {list(strides)} along "
+            f"Mask cell {cell} does not fit patch {patch}{maps} along "
             f"{', '.join(AXES[a] for a in wrong)}. A cell must divide the patch and be a multiple of every stride that "
             f"is not larger than it. Cells that work: {rows} (-mask_cell D H W)."
         )

@@ -23,7 +23,7 @@ def count_masked(cells: int, ratio: float) -> int:
         state = "masked" if masked == 0 else "visible"
         raise ValueError(
             f"mask_ratio {ratio} of {cells} cells leaves no cell {state}. With {cells} cells it must lie between about "
-            f"{1 / cells:.3f} and {1 - 1 / cells:.3f}; a smaller -mask_cell gives more cells."
+            f"{1 / cells:.3f} and {1 - 1 / cells:.3f}; a smaller -mask_cell or a larger -patch_size gives more cells."
         )
     return masked
 

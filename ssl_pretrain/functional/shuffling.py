@@ -51,6 +51,20 @@ class Shuffling(NamedTuple):
     seeds: tuple[int, ...]
 
 
+def check_patterns(patch: Triple, side: float, patterns: int) -> None:
+    """Refuse patterns whose table would not fit into the memory.
+
+    Raises:
+        ValueError: names the table, its limit and the settings.
+    """
+    voxels = whole_voxels(patch, side)
+    if patterns * prod(voxels) > MOST_ENTRIES:
+        raise ValueError(
+            f"{patterns} patterns of up to {voxels} voxels make a table of {patterns * prod(voxels)} entries, and "
+            f"{MOST_ENTRIES} are allowed: choose a smaller shuffle_side or fewer shuffle_patterns."
+        )
+
+
 def draw_shuffling(
     batch: int,
     patch: Triple,
@@ -76,13 +90,8 @@ def draw_shuffling(
         ValueError: sides and patterns that make too large a table.
     """
     chosen = draw_chosen(batch, p, generator)
-    voxels = whole_voxels(patch, side)
-    if patterns * prod(voxels) > MOST_ENTRIES:
-        raise ValueError(
-            f"{patterns} patterns of up to {voxels} voxels make a table of {patterns * prod(voxels)} entries, and "
-            f"{MOST_ENTRIES} are allowed: choose a smaller shuffle_side or fewer shuffle_patterns."
-        )
-    longest = torch.tensor(voxels)
+    check_patterns(patch, side, patterns)
+    longest = torch.tensor(whole_voxels(patch, side))
     # One pattern in each of P equal strata of every axis: the sides are as uniform as those of ten thousand boxes.
     strata = draw_uniform(batch, patterns, 3, generator=generator).argsort(1)
     within = draw_uniform(batch, patterns, 3, generator=generator)

@@ -74,6 +74,8 @@ class MAE(Method):
     def __init__(self, config: MAEConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
         backbone = setup.backbone
+        if isinstance(backbone, TokenBackbone):
+            self._check_tokens(backbone)
         self.cell = cell_of(config.mask_cell, self.patch, backbone)
         self.grid = grid_of(self.patch, self.cell)
         self.masked = count_masked(prod(self.grid), config.mask_ratio)
@@ -85,7 +87,6 @@ class MAE(Method):
             )
         self.network: nn.Module
         if isinstance(backbone, TokenBackbone):
-            self._check_tokens(backbone)
             self.network = TokenMAENetwork(cast("PrimusBackbone", backbone), config, self.masked)
         else:
             self.network = MaskedDenseNetwork(backbone, backbone.input_channels)
@@ -134,7 +135,7 @@ class MAE(Method):
         return to_cells(one_per_channel(volume) if mask.shape[1] > 1 else volume, self.cell)
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
-        """Input, masked input and reconstruction of the batch's first crop; of several masks, the first channel's."""
+        """Input, masked input and reconstruction of the batch's first crop; with a mask per channel, of the first."""
         first: Batch = {"image": batch["image"][:1]}
         if "ignored" in batch:
             first["ignored"] = batch["ignored"][:1]
@@ -145,10 +146,12 @@ class MAE(Method):
             mean, std = cell_statistics(*self._cells(first, mask))
             undone = self._split(prediction, mask) * std + mean
             prediction = from_cells(undone, self.cell, self.grid).view_as(image)
+        # A picture has one mask: with several, it is of the channel that the first is of.
+        drawn = slice(None) if mask.shape[1] == 1 else slice(0, 1)
         arrays = {
-            "image": image,
-            "masked_input": hide(image, mask),
-            "reconstruction": prediction,
+            "image": image[:, drawn],
+            "masked_input": hide(image, mask)[:, drawn],
+            "reconstruction": prediction[:, drawn],
             "mask": mask[:, 0],
         }
         return {**{name: array[0].detach().cpu() for name, array in arrays.items()}, "cell": self.cell}
@@ -190,13 +193,18 @@ class TokenMAENetwork(nn.Module):
         train_only_used(backbone, self.head, config.drop_path)
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Image (B, C, D, H, W) and mask (B, 1, *grid), True where masked -> (B, C, D, H, W)."""
+        """Image (B, C, D, H, W) and mask (B, 1, *grid), True where masked -> (B, C, D, H, W).
+
+        Every sample of the mask has exactly ``masked`` masked cells, or there is no mask. They are not counted, which
+        would wait for the GPU.
+        """
         backbone = self.backbone
         tokens = backbone.embed(image)
         if mask is None:
-            mask = torch.zeros(len(image), 1, *backbone.token_grid, dtype=torch.bool, device=image.device)
-        keep = visible_first(mask.flatten(1))[:, : self.visible]
-        filled = place_tokens(backbone.encode_tokens(tokens, keep), keep, self.mask_token, tokens.shape[1])
+            filled = backbone.encode_tokens(tokens, None)
+        else:
+            keep = visible_first(mask.flatten(1))[:, : self.visible]
+            filled = place_tokens(backbone.encode_tokens(tokens, keep), keep, self.mask_token, tokens.shape[1])
         features = backbone.tokens_to_map(self.decoder(filled))
         return cast("Tensor", self.head(backbone.decode_features([features])))
 

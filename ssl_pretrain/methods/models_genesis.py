@@ -11,6 +11,7 @@ from torch import nn
 
 from ssl_pretrain.functional.genesis import GenesisConfig, apply_flips, corrupt, draw_flips
 from ssl_pretrain.functional.seeding import host_twin
+from ssl_pretrain.functional.shuffling import check_patterns
 from ssl_pretrain.methods.base import Batch, Column, Method, MethodSetup, Output
 from ssl_pretrain.methods.dense import DenseNetwork
 from ssl_pretrain.methods.recipe import OptimizerConfig
@@ -42,6 +43,7 @@ class ModelsGenesis(Method):
 
     def __init__(self, config: ModelsGenesisConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
+        check_patterns(self.patch, config.shuffle_side, config.shuffle_patterns)
         self.network = DenseNetwork(setup.backbone, setup.backbone.input_channels, config.drop_path)
 
     @property

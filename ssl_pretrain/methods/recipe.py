@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -93,11 +94,13 @@ class OptimizerConfig:
         check_choices(self)
         for name in ("lr", "clip"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be greater than 0, got {value}.")
+            if value is not None and not 0 < value < inf:
+                raise ValueError(f"{name} must be greater than 0 and finite, got {value}.")
         for name in ("weight_decay", "warmup_epochs", "warmup_start_lr"):
             if not (getattr(self, name) or 0) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie between 0 and 1 (excluded), got {self.betas}.")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie between 0 and 1 (excluded), got {self.momentum}.")
         if self.accumulate != int(self.accumulate) or self.accumulate < 1:

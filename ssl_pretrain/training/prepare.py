@@ -19,6 +19,7 @@ from ssl_pretrain.data.selection import Selection, check_agreement, select
 from ssl_pretrain.functional.geometry import Triple, check_patch
 from ssl_pretrain.methods import Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import build_backbone
+from ssl_pretrain.networks.primus import PrimusBackbone
 from ssl_pretrain.sparse.spconv_conv import require_spconv
 from ssl_pretrain.transfer.load import load_pretrained
 
@@ -182,7 +183,8 @@ def _method(config: PretrainConfig, plan: Plan, resume: bool) -> Method:
         settings=config.network_settings,
     )
     check_patch(patch, backbone.feature_maps[-1].stride)
-    if patch == backbone.feature_maps[-1].stride:
+    # A Primus normalises over the channels of a token.
+    if patch == backbone.feature_maps[-1].stride and not isinstance(backbone, PrimusBackbone):
         raise ValueError(
             f"Patch size {patch} leaves a single voxel of the network's coarsest map (total stride {patch}), which has "
             "no statistics to normalise by. Double it along some axis (-patch_size D H W)."

@@ -21,7 +21,7 @@ from ssl_pretrain.transfer.extension import VARIABLE, trainer_environment
 from ssl_pretrain.transfer.hook import FUNCTION
 from ssl_pretrain.transfer.load import Report, load_pretrained
 from ssl_pretrain.transfer.matching import slots_of, unwrap
-from ssl_pretrain.transfer.model_card import CARD
+from ssl_pretrain.transfer.model_card import CARD, CONFIG, PLANS, REPORT, WEIGHTS
 from ssl_pretrain.transfer.recognition import Built, recognise
 from ssl_pretrain.transfer.safetensors_file import ENTRIES, SUFFIX, load_safetensors, save_safetensors
 from ssl_pretrain.transfer.sources.base import tensors_of
@@ -97,7 +97,7 @@ def adapt_weights(
     """
     weights = read_weights(source, fix_nnssl_axes=fix_nnssl_axes)
     built = build_target(target, seed)
-    report = load_pretrained(built.network, source, channels=channels, strict=strict, fix_nnssl_axes=fix_nnssl_axes)
+    report = load_pretrained(built.network, weights, channels=channels, strict=strict)
     taken = {entry.name for entry in (*report.loaded, *report.adapted)}
     pretrained = {id(slot.tensor) for slot in slots_of(built.network) if slot.names[0] in taken}
     said = {
@@ -192,8 +192,9 @@ def check_output(output: Path, source: str | Path, *, folder: bool = False) -> N
         ValueError: an ending that is no format, the source itself, or a place that is taken; says what to do.
     """
     if folder:
-        taken = output if output.is_file() else output / CARD
-        if taken.exists():
+        places = [output / name for name in (CARD, WEIGHTS, CONFIG, PLANS, REPORT)]
+        taken = output if output.is_file() else next((place for place in places if place.exists()), None)
+        if taken is not None:
             raise ValueError(f"{taken} is there already and may be edited: remove or rename it, or choose another -o.")
         return
     if output.suffix not in FORMATS:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple, cast
@@ -29,6 +29,9 @@ MONAI_POSITIONS = "vit.patch_embedding.position_embeddings"
 """Learned positions of MONAI's UNETR, which does not say itself where they are."""
 
 MAX_PREFIX_PARTS = 4
+
+MIN_SHARE = 0.05
+"""Of a file's names. A network in a wrapper is more of a file, and every candidate costs a look at all names."""
 
 
 class Positions(NamedTuple):
@@ -216,13 +219,16 @@ def beginnings(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(".".join(part for part in name.split(".")[:2] if not part.isdigit()) for name in names))
 
 
-def _leading_paths(names: Iterable[str]) -> list[str]:
-    paths = {"": None}
-    for name in names:
-        parts = name.split(".")[:-1]
-        for depth in range(1, min(len(parts), MAX_PREFIX_PARTS) + 1):
-            paths[".".join(parts[:depth]) + "."] = None
-    return list(paths)
+def _leading_paths(names: Collection[str]) -> list[str]:
+    """What may be the path of a wrapper: nothing, and beginnings that enough of the names have in common."""
+    paths = Counter(
+        "".join(f"{part}." for part in name.split(".")[:depth]) for name in names for depth in _depths(name)
+    )
+    return ["", *(path for path, count in paths.items() if MIN_SHARE * len(names) <= count)]
+
+
+def _depths(name: str) -> range:
+    return range(1, min(name.count("."), MAX_PREFIX_PARTS) + 1)
 
 
 def _encoder_paths(network: nn.Module) -> list[str]:

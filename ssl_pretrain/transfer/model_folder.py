@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from ssl_pretrain.files import write_atomic, write_json
@@ -54,13 +55,23 @@ def write_model_folder(
     write_atomic(folder / CARD, "w", lambda handle: handle.write(card))
 
 
+PLACE = re.compile(r"(?:^|[\s=:,;\"'(\[])(?:/[^/\s]|~\w*[/\\]|\.\.?[/\\]|[A-Za-z]:[\\/]|\\\\|file:/)")
+"""A path of a disk within a text: absolute, of a home, relative to a folder, of Windows, or a ``file:`` address."""
+
+PERSONAL = re.compile(r"\s*(?:subject|session)\s*[!=<>]")
+"""Filters of a run that name people."""
+
+
 def without_places(entry: Any) -> Any:
-    """A copy without paths of a disk: of weights that a run began with the file's name is left, of the rest nothing."""
+    """A copy without paths of a disk: of weights that a run began with the file's name is left, of the rest nothing.
+
+    Filters by subject or session go as well: they name people.
+    """
     if isinstance(entry, Mapping):
         return {
             key: _name_only(value) if key == "pretrained_weights" else without_places(value)
             for key, value in entry.items()
-            if key not in PLACES and not _is_place(value, key)
+            if key not in PLACES and not _is_place(key) and not _is_place(value, key)
         }
     if isinstance(entry, (list, tuple)):
         return [without_places(value) for value in entry if not _is_place(value)]
@@ -68,9 +79,11 @@ def without_places(entry: Any) -> Any:
 
 
 def _is_place(value: Any, key: str = "") -> bool:
-    if not isinstance(value, str) or key == "pretrained_weights":
+    if key == "pretrained_weights":
         return False
-    return PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith("~")
+    if isinstance(value, PurePath):
+        return True
+    return isinstance(value, str) and (PLACE.search(value) or PERSONAL.match(value)) is not None
 
 
 def _name_only(file: str | None) -> str | None:

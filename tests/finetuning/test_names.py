@@ -90,6 +90,8 @@ def test_names_of_others_are_left_alone(name):
         ("ResEncTrainer_ft_", "'' is unknown, or not in its place"),
         ("ResEncTrainer_ft_frozen", "'frozen' does not say for how many epochs, such as frozen20"),
         ("ResEncTrainer_ft_frozen0", "'frozen0' does not say for how many epochs"),
+        (f"ResEncTrainer_ft_frozen{'9' * 400}", "does not say for how many epochs"),
+        (f"ResEncTrainer_ft_{'9' * 5000}ep", "is unknown, or not in its place"),
         ("ResEncTrainer_ft_frozen020", "'frozen020' does not say for how many epochs"),
         ("ResEncTrainer_ft_llrd", "'llrd' does not say by which factor between 0 and 1, such as llrd0.75"),
         ("ResEncTrainer_ft_llrd1.5", "'llrd1.5' does not say by which factor"),

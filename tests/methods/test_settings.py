@@ -15,7 +15,10 @@ from ssl_pretrain.methods import MAEConfig, S3DConfig, SimMIMConfig, VolumeFusio
         (MAEConfig, {"target": "pixels"}, "target must be one of voxels, cells, got 'pixels'"),
         (MAEConfig, {"optimizer": "lamb"}, "optimizer must be one of auto, adamw, sgd, got 'lamb'"),
         (MAEConfig, {"momentum": 1.0}, "momentum must lie between 0 and 1"),
-        (MAEConfig, {"lr": 0.0}, "lr must be greater than 0, got 0.0"),
+        (MAEConfig, {"lr": 0.0}, "lr must be greater than 0 and finite, got 0.0"),
+        (MAEConfig, {"lr": float("inf")}, "lr must be greater than 0 and finite, got inf"),
+        (MAEConfig, {"betas": (0.9, 2.0)}, r"betas must lie between 0 and 1 \(excluded\), got \(0.9, 2.0\)"),
+        (VolumeFusionConfig, {"classes": 40000}, "classes must be at most 1000, got 40000"),
         (SimMIMConfig, {"mask_ratio": 0.0}, "mask_ratio must lie strictly between 0 and 1, got 0.0"),
         (S3DConfig, {"mask_ratio": (0.9, 0.6)}, "0 < smallest <= largest < 1, got 0.9 and 0.6"),
         (S3DConfig, {"compile": True}, "compile=true is not possible with S3D"),
@@ -35,6 +38,8 @@ def test_impossible_settings_are_refused(config, settings, message):
         ("plans", {"mask_cell": (5, 8, 8)}, r"Mask cell \(5, 8, 8\) does not fit patch"),
         ("PrimusS", {"mask_cell": (4, 8, 8)}, r"in this network a cell is a token of \(8, 8, 8\) voxels"),
         ("PrimusS", {"mask_channels": "each"}, "mask_channels=each is not possible with a transformer"),
+        # What does not go together is said before what is wrong with the mask.
+        ("ViT_B16", {"mask_ratio": 0.01}, "of the transformers use PrimusS, PrimusB, PrimusM or PrimusL"),
     ],
 )
 def test_what_mae_cannot_do_with_a_network_is_said(network, settings, message):
@@ -52,7 +57,29 @@ def test_every_channel_can_have_a_mask_of_its_own(target):
     assert not torch.equal(mask[:, 0], mask[:, 1])
     assert torch.isfinite(made(batch, generator()).loss)
     with torch.no_grad():
-        assert made.pictures(batch, generator())["reconstruction"].shape == batch["image"].shape[1:]
+        pictures = made.pictures(batch, generator())
+    # One mask is drawn, so one channel is: that whose mask it is.
+    assert pictures["reconstruction"].shape == (1, *batch["image"].shape[2:])
+    (d, h, w), (a, b, c) = made.grid, made.cell
+    hidden = (pictures["masked_input"][0] == 0).view(d, a, h, b, w, c).all(5).all(3).all(1)
+    assert torch.equal(hidden, pictures["mask"])
+
+
+def test_without_a_mask_a_primus_sees_every_token():
+    made = build("MAE", "PrimusS").eval()
+    image = batch_for(made)["image"]
+    changed = image.clone()
+    changed[..., -1] += 1
+    with torch.no_grad():
+        assert not torch.allclose(made.network(image), made.network(changed))
+        all_seen = made.network.backbone.encode_tokens(made.network.backbone.embed(image), None)
+        features = made.network.backbone.tokens_to_map(made.network.decoder(all_seen))
+        assert torch.equal(made.network(image), made.network.head(made.network.backbone.decode_features([features])))
+
+
+def test_patterns_that_would_fill_the_memory_are_refused_before_training():
+    with pytest.raises(ValueError, match="choose a smaller shuffle_side or fewer shuffle_patterns"):
+        build("ModelsGenesis", "plans", shuffle_side=1.0, shuffle_patterns=100_000)
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,7 @@ def test_keys_name_what_they_say(backbone):
     ("patch", "message"),
     [
         ((16, 20, 32), r"along H\. Nearest patch sizes that work: \(16, 16, 32\) and \(16, 24, 32\)"),
+        ((16, 24, 4), r"along W\. Nearest patch sizes that work: \(16, 24, 8\) \(-patch_size"),
         ((12, 20, 4), r"along D, H, W\. Nearest patch sizes that work: \(8, 16, 8\) and \(16, 24, 8\)"),
     ],
 )

@@ -345,5 +345,9 @@ def test_a_place_to_write_to_is_checked_first(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             check_output(tmp_path / output, source, folder=folder)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"model\.safetensors is there already"):
+        check_output(tmp_path / "hub", tmp_path / "hub" / "model.safetensors", folder=True)
     check_output(tmp_path / "out.pth", "hf://org/repo")
     check_output(tmp_path / "folder.pth", source, folder=True)

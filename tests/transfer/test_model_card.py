@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,11 @@ def test_places_are_left_out_wherever_they_are():
         "pretrained_weights": "hf://ORG/REPO/file.pth",
         "ratio": "1/2",
         "site": "https://doi.org/10",
+        "options": ["--data=/home/me/x", "file:///home/me/a", "../me/secret/a.pth", "first line\n/home/me/d"],
+        "/home/me/key": 1,
+        "place": Path("/home/me/z"),
+        "filters": ["subject=sub-01", "modality=T1w"],
+        "balance": "subjects",
     }
     assert without_places(entry) == {
         "pretrain_info": {"name": "a"},
@@ -101,6 +107,9 @@ def test_places_are_left_out_wherever_they_are():
         "pretrained_weights": "hf://ORG/REPO/file.pth",
         "ratio": "1/2",
         "site": "https://doi.org/10",
+        "options": [],
+        "filters": ["modality=T1w"],
+        "balance": "subjects",
     }
     assert without_places({"pretrained_weights": "C:\\weights\\a.pth"}) == {"pretrained_weights": "a.pth"}
     assert without_places({"pretrained_weights": None}) == {"pretrained_weights": None}
