@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_pretrain.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED, set_up_console
+from ssl_pretrain.cli.console import EXIT_TERMINATED, guarded, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.study.design import StudySettings
@@ -123,24 +122,19 @@ def check_device(device: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, with errors as one line on stderr."""
     flags = vars(build_parser().parse_args(arguments))
-    emit = "emit" in flags
-    set_up_console(logging.ERROR if emit else logging.INFO)
-    try:
-        # nnU-Net first: in a checkout of ours, the current folder has one of that name.
-        import nnunetv2  # noqa: F401
+    set_up_console(logging.ERROR if "emit" in flags else logging.INFO)
+    return guarded(lambda: run(flags), "Stopped. Runs that are done stay; --c goes on with the others.")
 
-        if not emit and "gather" not in flags:
-            check_device(_device(flags))
-        with _ends_cleanly():
-            return _carry_out(flags)
-    except KeyboardInterrupt:
-        print("\nStopped. Runs that are done stay; --c goes on with the others.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (ValueError, OSError) as error:
-        if os.environ.get("SSL_PRETRAIN_TRACEBACK"):
-            raise
-        print(f"\nError: {error}", file=sys.stderr)
-        return 1
+
+def run(flags: dict[str, Any]) -> int:
+    """Begin or continue a study; returns the exit status."""
+    # nnU-Net first: in a checkout of ours, the current folder has one of that name.
+    import nnunetv2  # noqa: F401
+
+    if "emit" not in flags and "gather" not in flags:
+        check_device(_device(flags))
+    with _ends_cleanly():
+        return _carry_out(flags)
 
 
 def _device(flags: dict[str, Any]) -> str:

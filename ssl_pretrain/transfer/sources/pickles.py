@@ -1,37 +1,38 @@
 """Opening what ``torch.save`` wrote without running what is in it.
 
-Everything goes through ``weights_only=True`` and a list of harmless classes. A file that names anything else is
+Everything goes through ``weights_only=True`` and a list of harmless stand-ins. A file that names anything else is
 refused, and the refusal lists all of it, found by reading the pickle and not by executing it.
 """
 
 from __future__ import annotations
 
-import argparse
 import pickletools
 import re
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from io import BytesIO
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-NUMERIC_TYPES = "?bBhHiIlLqQefdgFDSU"
-"""NumPy's type codes of numbers and text; arrays of arbitrary objects are not among them."""
-
-CONTAINER_TYPES = (dict, list, frozenset, slice, range, argparse.Namespace)
-"""Classes of other people's checkpoints that only hold values: logs, and the arguments of a run."""
+from ssl_pretrain.transfer.sources.harmless import Refusal, harmless_globals
 
 LEGACY_PICKLES = 5
 """Pickles in a row at the beginning of a file that PyTorch before 1.6 wrote."""
+
+LARGEST_PICKLE = 64 * 2**20
+"""Bytes; tensors lie outside of the pickle, of which even a thousand layers with their optimizer are a few MB."""
+
+MOST_OPERATIONS = 10**6
+"""How far a refused pickle is read for what it names."""
+
+NAMES_SHOWN, NAME_LENGTH = 20, 100
 
 
 def open_pickle(file: Path) -> Any:
@@ -40,20 +41,29 @@ def open_pickle(file: Path) -> Any:
     Raises:
         ValueError: needs arbitrary code to be opened (refused, with the names of all of it), or is no checkpoint.
     """
+    _check_size(file)
     try:
         with _harmless(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
+    except PermissionError:
         raise
+    except MemoryError as error:
+        raise ValueError(
+            f"{file} cannot be opened: it asks for more memory than there is. It is damaged, or too large for this "
+            "machine: download it again, or use a larger one."
+        ) from error
     except Exception as error:  # torch.load answers malformed files with KeyError, EOFError, struct.error and others
-        wanted = unsafe_globals(file)
+        wanted, complete = _wanted(file)
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted or named:
-            names = ", ".join(wanted) if wanted else str(named and named[1].rstrip("."))
+        if isinstance(error, Refusal):
+            wanted.append(str(error))
+        elif named and not wanted:
+            wanted.append(named[1].rstrip("."))
+        if wanted:
             raise ValueError(
-                f"{file} is refused: opening it would run {names}, and a file of weights must not run "
-                "code. If you trust where it comes from, load it yourself and save its tensors alone: "
+                f"{file} is refused: opening it would run {_listed(wanted, complete)}, and a file of weights must not "
+                "run code. If you trust where it comes from, load it yourself and save its tensors alone: "
                 "torch.save({'network_weights': network.state_dict()}, FILE)."
             ) from error
         raise ValueError(_not_a_checkpoint(file, error)) from error
@@ -64,35 +74,64 @@ def unsafe_globals(file: Path) -> list[str]:
 
     Args:
         file: written by ``torch.save``, in whatever version, or by ``pickle``. Of a damaged one, the names before the
-            damage.
+            damage; of one with more than :data:`MOST_OPERATIONS`, those among the first.
     """
-    with _harmless():
-        harmless = {*_get_allowed_globals(), *(f"{one.__module__}.{one.__qualname__}" for one in _harmless_globals())}
-    names = (_python3_name(name) for name in _all_globals(file))
-    return list(dict.fromkeys(name for name in names if name not in harmless))
+    return _wanted(file)[0]
 
 
-def _all_globals(file: Path) -> list[str]:
-    found: list[str] = []
-    for stream in _streams(file):
-        # Whatever is wrong with the file, it is refused; this only says why.
-        with stream, suppress(Exception):
-            for _ in range(LEGACY_PICKLES):
-                for name in _globals_of(stream):
-                    found.append(name)
-    return found
+def _wanted(file: Path) -> tuple[list[str], bool]:
+    """The names, and whether the whole file was read for them."""
+    harmless = {*_get_allowed_globals(), *(f"{one.__module__}.{one.__qualname__}" for one in harmless_globals())}
+    found: dict[str, None] = {}
+    operations = 0
+    # Whatever is wrong with the file, it is refused; this only says why.
+    with suppress(Exception), _pickle_of(file) as stream:
+        for _ in range(LEGACY_PICKLES):
+            for name in _globals_of(stream):
+                operations += 1
+                if operations > MOST_OPERATIONS:
+                    return list(found), False
+                if name and (today := _python3_name(name)) not in harmless:
+                    found[today] = None
+    return list(found), True
 
 
-def _streams(file: Path) -> list[IO[bytes]]:
+def _check_size(file: Path) -> None:
+    """Refuse an archive whose pickle would unpack into gigabytes."""
     if not zipfile.is_zipfile(file):
-        return [file.open("rb")]
-    with zipfile.ZipFile(file) as archive, suppress(zipfile.BadZipFile):
-        return [BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith("data.pkl")]
-    return []
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in _pickles_in(archive))
+    except Exception as error:  # zipfile answers malformed files with NotImplementedError, struct.error and others
+        raise ValueError(_not_a_checkpoint(file, error)) from error
+    if size > LARGEST_PICKLE:
+        raise ValueError(
+            f"{file} is refused: besides its tensors it would unpack into {size / 2**20:.0f} MB, and checkpoints have "
+            f"at most {LARGEST_PICKLE // 2**20} MB there. It is damaged or malicious: download it again from a place "
+            "that you trust."
+        )
+
+
+@contextmanager
+def _pickle_of(file: Path) -> Iterator[IO[bytes]]:
+    if not zipfile.is_zipfile(file):
+        with file.open("rb") as stream:
+            yield stream
+        return
+    with zipfile.ZipFile(file) as archive, archive.open(_pickles_in(archive)[0]) as packed:
+        yield BytesIO(packed.read(LARGEST_PICKLE))
+
+
+def _pickles_in(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    return [entry for entry in archive.infolist() if f"/{entry.filename}".endswith("/data.pkl")]
 
 
 def _globals_of(stream: IO[bytes]) -> Iterator[str]:
-    """Names of one pickle, in order; those that newer protocols take from the stack are followed through the memo."""
+    """For each operation of one pickle the name that it imports, or nothing.
+
+    Names that newer protocols take from the stack are followed through the memo.
+    """
     texts = ["?", "?"]
     memo: dict[Any, str] = {}
     latest = "?"
@@ -100,16 +139,19 @@ def _globals_of(stream: IO[bytes]) -> Iterator[str]:
         name = operation.name
         if name == "MEMOIZE" or name.endswith("PUT"):
             memo[len(memo) if argument is None else argument] = latest
+            yield ""
             continue
         if name in ("GLOBAL", "INST"):
             yield str(argument).replace(" ", ".", 1)
         elif name == "STACK_GLOBAL":
-            yield ".".join(texts[-2:])
+            yield ".".join(texts)
         elif name.startswith("EXT"):
             yield f"copyreg.extension({argument})"
+        else:
+            yield ""
         latest = memo.get(argument, "?") if name.endswith("GET") else str(argument) if "UNICODE" in name else "?"
         if latest != "?":
-            texts.append(latest)
+            texts = [texts[-1], latest]
 
 
 def _python3_name(name: str) -> str:
@@ -117,6 +159,16 @@ def _python3_name(name: str) -> str:
     module, _, attribute = name.rpartition(".")
     module, attribute = NAME_MAPPING.get((module, attribute), (IMPORT_MAPPING.get(module, module), attribute))
     return f"{module}.{attribute}"
+
+
+def _listed(names: list[str], complete: bool) -> str:
+    shown = [_printable(name[:NAME_LENGTH]) for name in names[:NAMES_SHOWN]]
+    more = [f"{len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else []
+    return " and ".join([", ".join(shown), *more, *([] if complete else ["possibly more"])])
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _not_a_checkpoint(file: Path, error: Exception) -> str:
@@ -133,54 +185,21 @@ def _not_a_checkpoint(file: Path, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {_printable(text[:120])}" if text else type(error).__name__
 
 
 @contextmanager
 def _harmless() -> Iterator[None]:
-    """Let ``weights_only`` pass what only holds values; every checkpoint of nnU-Net has NumPy's numbers in its log."""
+    """Let ``weights_only`` pass what only holds values; every checkpoint of nnU-Net has NumPy's numbers in its log.
+
+    And nothing else: what other libraries have allowed in this process must not stand in for the stand-ins.
+    """
     before = get_safe_globals()
     # Not torch.serialization.safe_globals, which PyTorch 2.4 does not have yet.
-    add_safe_globals(_harmless_globals())
+    clear_safe_globals()
+    add_safe_globals(harmless_globals())
     try:
         yield
     finally:
         clear_safe_globals()
         add_safe_globals(before)
-
-
-def _harmless_globals() -> list[Any]:
-    # PyTorch fills plain dictionaries only.
-    defaults = _under_name(lambda *_: {}, "collections", "defaultdict")
-    return [*_numpy_globals(), *_path_globals(), *CONTAINER_TYPES, defaults]
-
-
-def _numpy_globals() -> list[Any]:
-    # NumPy 2 renamed numpy.core; a file has the name of the NumPy that wrote it, which need not be the one here.
-    core = "numpy._core" if hasattr(np, "_core") else "numpy.core"
-    multiarray = import_module(f"{core}.multiarray")
-    makers = (multiarray.scalar, multiarray._reconstruct)
-    aliases = [
-        _under_name(maker, f"numpy.{name}.multiarray", maker.__name__) for maker in makers for name in ("core", "_core")
-    ]
-    return [*aliases, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in NUMERIC_TYPES}]
-
-
-def _path_globals() -> list[Any]:
-    # Paths of another system cannot be made here, and nobody needs more of them than the text.
-    kinds = {"Posix": PurePosixPath, "Windows": PureWindowsPath}
-    return [
-        _under_name(kind, module, f"{prefix}{system}Path")
-        for system, kind in kinds.items()
-        for prefix in ("", "Pure")
-        for module in ("pathlib", "pathlib._local")
-    ]
-
-
-def _under_name(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
-    def alias(*args: Any) -> Any:
-        return function(*args)
-
-    alias.__module__ = module
-    alias.__name__ = alias.__qualname__ = name
-    return alias
