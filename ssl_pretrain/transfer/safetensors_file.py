@@ -62,7 +62,7 @@ def load_safetensors(path: Path) -> dict[str, Any]:
         about, aliases = (json.loads(header.get(name, "{}")) for name in (ABOUT, ALIASES))
         tensors.update({alias: tensors[name] for alias, name in aliases.items()})
         entries = {name: about[name] for name in ENTRIES if name in about}
-    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be opened as a safetensors file ({type(error).__name__}: {error}): it is truncated, or its "
             "header is damaged. Copy or download it again."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,18 @@ from ssl_pretrain.transfer.sources import (
     plain,
     stunet,
 )
-from ssl_pretrain.transfer.sources.base import CONTAINERS, Opened, Reading, Source, plain_name, tensors_of
+from ssl_pretrain.transfer.sources.base import (
+    CONTAINERS,
+    Opened,
+    Reading,
+    Source,
+    not_finite,
+    odd_tensors_of,
+    plain_name,
+    tensors_of,
+)
 from ssl_pretrain.transfer.sources.nnssl_axes import are_exchanged, with_axes_in_order
-from ssl_pretrain.transfer.sources.pickles import open_pickle
+from ssl_pretrain.transfer.sources.pickles import first_line, open_pickle
 from ssl_pretrain.transfer.sources.safe_tensors import open_safetensors
 
 __all__ = ["SOURCES", "WeightsFile", "plain_name", "read_weights"]
@@ -75,19 +84,12 @@ def read_weights(source: str | Path, *, fix_nnssl_axes: bool = False) -> Weights
 
     Raises:
         FileNotFoundError: no such file, or none that can be reached.
-        ValueError: needs arbitrary code to be opened (refused), is no checkpoint, is truncated, holds no tensors, or
-            ``fix_nnssl_axes`` for a file that has its axes in order.
+        ValueError: needs arbitrary code to be opened (refused), is no checkpoint, is truncated or damaged, holds no
+            tensors or some that are not finite, or ``fix_nnssl_axes`` for a file that has its axes in order.
     """
     file = hub.fetch(source) if hub.is_reference(source) else _existing(Path(source))
     content = open_safetensors(file) if file.suffix == SUFFIX else open_pickle(file)
-    opened = Opened(file, content, tensors_of(content))
-    if not opened.tensors:
-        raise ValueError(
-            f"{file} holds no weights: there are no tensors at its top level nor under {', '.join(CONTAINERS)}."
-        )
-    reading = next(one for one in SOURCES if one.recognise(opened)).read(opened)
-    if fix_nnssl_axes:
-        reading = with_axes_in_order(reading, file)
+    reading = _understood(file, content, fix_nnssl_axes)
     _log(reading, file)
     return WeightsFile(
         file,
@@ -98,6 +100,52 @@ def read_weights(source: str | Path, *, fix_nnssl_axes: bool = False) -> Weights
         reading.metadata,
         reading.left_out,
     )
+
+
+def _understood(file: Path, content: Any, fix_nnssl_axes: bool) -> Reading:
+    """What a reader makes of a file, whose entries may be of any type: nobody has checked them yet."""
+    name = "none that is known"
+    try:
+        opened = Opened(file, content, tensors_of(content))
+        odd = odd_tensors_of(content)
+        _check_tensors(opened, odd)
+        for source in SOURCES:
+            name = source.ORIGIN
+            if source.recognise(opened):
+                break
+        reading = source.read(opened)
+        reading = replace(reading, left_out={**odd, **reading.left_out})
+        return with_axes_in_order(reading, file) if fix_nnssl_axes else reading
+    except ValueError as error:
+        if str(file) in str(error):
+            raise
+        raise ValueError(f"{file} (format: {name}) is damaged: {error} Copy or download it again.") from error
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, SystemError) as error:
+        raise ValueError(
+            f"{file} (format: {name}) is damaged, or of another format: an entry is not what it should be "
+            f"({first_line(error)}). Copy or download it again, or load it yourself and save its tensors alone: "
+            "torch.save({'network_weights': network.state_dict()}, FILE)."
+        ) from error
+
+
+def _check_tensors(opened: Opened, odd: Mapping[str, str]) -> None:
+    if not opened.tensors and odd:
+        name, reason = next(iter(odd.items()))
+        raise ValueError(
+            f"{opened.file} holds no weights that can be used: all of its {len(odd)} tensors are left out; {name} is "
+            f"{reason}."
+        )
+    if not opened.tensors:
+        raise ValueError(
+            f"{opened.file} holds no weights: there are no tensors at its top level nor under {', '.join(CONTAINERS)}."
+        )
+    diverged = not_finite(opened.tensors)
+    if diverged:
+        more = f" and {len(diverged) - 3} more" if len(diverged) > 3 else ""
+        raise ValueError(
+            f"{opened.file} holds NaN or infinity in {', '.join(diverged[:3])}{more}: the training that wrote it "
+            "diverged. Take an earlier checkpoint of it, or another file."
+        )
 
 
 def _existing(file: Path) -> Path:

@@ -20,6 +20,10 @@ WRAPPERS = frozenset({"module", "_orig_mod"})
 """What DistributedDataParallel and torch.compile put into the names of parameters."""
 
 
+DEPTH = 8
+"""Containers within each other; a file may also hold one that contains itself."""
+
+
 @dataclass(frozen=True)
 class Opened:
     """A file after opening.
@@ -71,7 +75,9 @@ class Reading:
 
 
 class Source(Protocol):
-    """A format: the two functions that its module has."""
+    """A format: what its module has."""
+
+    ORIGIN: str
 
     def recognise(self, opened: Opened) -> bool:
         """Whether a file is of this format."""
@@ -89,19 +95,25 @@ def tensors_of(content: Any) -> dict[str, Tensor]:
     """The weights in a file's content, by their names without those of wrappers.
 
     Args:
-        content: a mapping with tensors at its top level or, however deeply, under one of :data:`CONTAINERS`.
+        content: a mapping with tensors at its top level or, up to :data:`DEPTH` deep, under one of :data:`CONTAINERS`.
     """
-    if not isinstance(content, Mapping):
-        return {}
-    for name in CONTAINERS:
-        if isinstance(content.get(name), Mapping):
-            return tensors_of(content[name])
     plain: dict[str, Tensor] = {}
-    for key, value in content.items():
-        if isinstance(value, Tensor) and _is_plain(value):
+    for key, value in _innermost(content).items():
+        if isinstance(value, Tensor) and not _oddity(value):
             name = plain_name(str(key))
             plain[str(key) if name in plain else name] = value
     return plain
+
+
+def odd_tensors_of(content: Any) -> dict[str, str]:
+    """The tensors where :func:`tensors_of` looks that it does not return, by their names, with what they are."""
+    tensors = {str(key): value for key, value in _innermost(content).items() if isinstance(value, Tensor)}
+    return {plain_name(key): oddity for key, value in tensors.items() if (oddity := _oddity(value))}
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity."""
+    return [name for name, value in tensors.items() if not _is_finite(value)]
 
 
 def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
@@ -118,10 +130,36 @@ def patch_in(size: Any) -> Triple | None:
     """A patch size as a file states it; None if there is none, or none of a volume."""
     try:
         numbers = [int(n) for n in size]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return as_triple(numbers, "patch_size in the file") if len(numbers) == 3 else None
 
 
-def _is_plain(value: Tensor) -> bool:
-    return value.layout == torch.strided and not value.is_meta and not value.is_quantized
+def _innermost(content: Any) -> Mapping[Any, Any]:
+    for _ in range(DEPTH):
+        if not isinstance(content, Mapping):
+            break
+        inner = [content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)]
+        if not inner:
+            return content
+        content = inner[0]
+    return {}
+
+
+def _oddity(value: Tensor) -> str:
+    if value.is_meta:
+        return "a meta tensor, which has no values"
+    if value.layout != torch.strided:
+        return "a sparse tensor, which no network takes: save it after to_dense()"
+    return "a quantised tensor, which no network takes: save it after dequantize()" if value.is_quantized else ""
+
+
+def _is_finite(value: Tensor) -> bool:
+    if not (value.is_floating_point() or value.is_complex()) or not value.numel():
+        return True
+    span = 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+    if value.numel() > span:
+        # An expanded view, which may claim far more numbers than there is memory for.
+        value = value.as_strided((span,), (1,))
+    # There is no isfinite for numbers of eight bits.
+    return bool(torch.isfinite(value.float() if value.dtype.itemsize == 1 else value).all())

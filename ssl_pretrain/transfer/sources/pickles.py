@@ -21,7 +21,7 @@ import torch
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from ssl_pretrain.transfer.sources.harmless import Refusal, harmless_globals
+from ssl_pretrain.transfer.sources.harmless import RefusalError, harmless_globals
 
 LEGACY_PICKLES = 5
 """Pickles in a row at the beginning of a file that PyTorch before 1.6 wrote."""
@@ -56,7 +56,7 @@ def open_pickle(file: Path) -> Any:
     except Exception as error:  # torch.load answers malformed files with KeyError, EOFError, struct.error and others
         wanted, complete = _wanted(file)
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if isinstance(error, Refusal):
+        if isinstance(error, RefusalError):
             wanted.append(str(error))
         elif named and not wanted:
             wanted.append(named[1].rstrip("."))
@@ -77,6 +77,12 @@ def unsafe_globals(file: Path) -> list[str]:
             damage; of one with more than :data:`MOST_OPERATIONS`, those among the first.
     """
     return _wanted(file)[0]
+
+
+def first_line(error: Exception) -> str:
+    """Kind of an error and the beginning of its message."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {_printable(text[:120])}" if text else type(error).__name__
 
 
 def _wanted(file: Path) -> tuple[list[str], bool]:
@@ -178,14 +184,9 @@ def _not_a_checkpoint(file: Path, error: Exception) -> str:
             f"in {file.name.removesuffix('.pkl')}, which lies beside it; that file alone is needed."
         )
     return (
-        f"{file} cannot be opened as a checkpoint ({_first_line(error)}): it is truncated, or torch.save did not "
+        f"{file} cannot be opened as a checkpoint ({first_line(error)}): it is truncated, or torch.save did not "
         "write it. Copy or download it again."
     )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {_printable(text[:120])}" if text else type(error).__name__
 
 
 @contextmanager
