@@ -37,7 +37,8 @@ def test_the_shipped_function_loads_and_shows_it(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "100.0 % of the network" in output
     assert "2x1x3x3x3" in output
-    run_training.load_pretrained_weights(network, str(tmp_path / "weights.pth"))
+    report = run_training.load_pretrained_weights(network, str(tmp_path / "weights.pth"))
+    assert {entry.name for entry in report.loaded} == {"weight", "bias"}
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
