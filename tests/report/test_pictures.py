@@ -289,7 +289,10 @@ def test_a_column_of_one_channel_stands_beside_every_channel(drawn: Callable[...
 
 def test_values_that_are_not_finite_and_constant_images_are_drawn(drawn: Callable[..., Figure]) -> None:
     image, _, error, *_ = some_columns()
-    drawn([image._replace(values=0 * image.values), error._replace(values=np.nan * error.values)])
+    figure = drawn([image._replace(values=0 * image.values), error._replace(values=np.nan * error.values)])
+    shown = [np.ma.filled(panel.get_array(), np.nan) for panel in panels_of(figure, error.heading)]
+    assert shown
+    assert all(np.isnan(values).all() for values in shown)
 
 
 def test_the_arrays_decide_which_picture_is_drawn(tmp_path: Path) -> None:
