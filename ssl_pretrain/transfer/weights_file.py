@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.transfer.safetensors_file import SUFFIX
+from ssl_pretrain.transfer.safetensors_file import SUFFIX, load_safetensors
 from ssl_pretrain.transfer.sources import (
     anatomask,
     dae,
@@ -36,7 +36,6 @@ from ssl_pretrain.transfer.sources.base import (
 )
 from ssl_pretrain.transfer.sources.nnssl_axes import are_exchanged, with_axes_in_order
 from ssl_pretrain.transfer.sources.pickles import first_line, open_pickle
-from ssl_pretrain.transfer.sources.safe_tensors import open_safetensors
 
 __all__ = ["SOURCES", "WeightsFile", "plain_name", "read_weights"]
 
@@ -88,7 +87,7 @@ def read_weights(source: str | Path, *, fix_nnssl_axes: bool = False) -> Weights
             tensors or some that are not finite, or ``fix_nnssl_axes`` for a file that has its axes in order.
     """
     file = hub.fetch(source) if hub.is_reference(source) else _existing(Path(source))
-    content = open_safetensors(file) if file.suffix == SUFFIX else open_pickle(file)
+    content = load_safetensors(file) if file.suffix == SUFFIX else open_pickle(file)
     reading = _understood(file, content, fix_nnssl_axes)
     _log(reading, file)
     return WeightsFile(

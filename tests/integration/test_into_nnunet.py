@@ -153,8 +153,12 @@ def digests(folder, pattern):
 @pytest.fixture(scope="module")
 def trainers(tmp_path_factory):
     """Folders with one short trainer each, as users have them."""
-    root = tmp_path_factory.mktemp("my trainers")
-    for name, base in BASES.items():
+    return write_short_trainers(tmp_path_factory.mktemp("my trainers"), BASES)
+
+
+def write_short_trainers(root: Path, bases: dict[str, str]) -> Path:
+    """A folder below ``root`` with a short trainer for each of the bases, which are expressions."""
+    for name, base in bases.items():
         (root / name).mkdir()
         (root / name / f"Short{name}Trainer.py").write_text(SHORT.format(base=base, name=name), encoding="utf-8")
     return root

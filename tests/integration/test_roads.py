@@ -18,7 +18,7 @@ import pytest
 import torch
 from architectures import STRIDES, architecture
 from conftest import SHARED_DATA, TINY, Home, run_command
-from integration.test_into_nnunet import CONFIGURATION, FOLD, SHORT, assert_holds, train
+from integration.test_into_nnunet import CONFIGURATION, FOLD, assert_holds, train, write_short_trainers
 from made_data import NAME, volume, write_case
 from made_target import target_dataset
 
@@ -74,11 +74,7 @@ def file(home):
 
 @pytest.fixture(scope="module")
 def trainers(tmp_path_factory):
-    root = tmp_path_factory.mktemp("my trainers")
-    for name, base in BASES.items():
-        (root / name).mkdir()
-        (root / name / f"Short{name}Trainer.py").write_text(SHORT.format(base=base, name=name), encoding="utf-8")
-    return root
+    return write_short_trainers(tmp_path_factory.mktemp("my trainers"), BASES)
 
 
 def adapt(home: Home, file: Path, out: str, *flags):

@@ -60,7 +60,7 @@ def test_from_a_file_of_nnssl(dataset, donor, tmp_path):
 
 
 def test_from_the_hub(dataset, donor, tmp_path, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub.constants")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="an extra: pip install anatomask[hub]")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--ORG--REPO"

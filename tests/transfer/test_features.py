@@ -119,7 +119,6 @@ def test_the_encoder_of_a_file_as_nnssl_writes_it(donor, tmp_path):
 
 
 def test_safetensors(donor, tmp_path, monkeypatch):
-    pytest.importorskip("safetensors", reason="safetensors is an extra: pip install anatomask[safetensors]")
     from ssl_pretrain.transfer.safetensors_file import save_safetensors
 
     file = tmp_path / "weights.safetensors"

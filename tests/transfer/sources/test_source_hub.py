@@ -13,7 +13,7 @@ from ssl_pretrain.transfer.load import load_pretrained
 from ssl_pretrain.transfer.sources.hub import fetch, is_reference, parse
 from ssl_pretrain.transfer.weights_file import read_weights
 
-constants = pytest.importorskip("huggingface_hub.constants")
+constants = pytest.importorskip("huggingface_hub.constants", reason="an extra: pip install anatomask[hub]")
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "89abcdef0123456789abcdef0123456789abcdef"
