@@ -204,11 +204,8 @@ def _pretraining(source: str) -> Mapping[str, Any]:
 
 
 def _plans_for(source: str, about: Mapping[str, Any], settings: StudySettings, folder: Path) -> str:
-    network, config = str(about.get("network", "plans")), about.get("config") or {}
-    sizes = "".join(f"_{name}{value}" for name, value in sorted((config.get("network_settings") or {}).items()))
-    base = str(config.get("plans") or PLANS)
-    planned = base if network == "plans" or ":" in network else f"{base}_{network}{sizes}"
-    plans = settings.plans or planned
+    network = str(about.get("network", "plans"))
+    plans = settings.plans or _planned(about, network)
     if ":" in network and settings.plans is None:
         raise ValueError(
             f"{source} is of {network}, a network that no plans can name. Give plans (-p) and a trainer (-tr) that "
@@ -217,17 +214,30 @@ def _plans_for(source: str, about: Mapping[str, Any], settings: StudySettings, f
     if not (folder / f"{plans}.json").is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.json") if "plans" in p.stem.lower())) or "none"
         raise FileNotFoundError(
-            f"Plans {plans}, which {'-p asks for' if settings.plans else f'{source} was pretrained with'}, do not "
+            f"Plans {plans}, which {'-p asks for' if settings.plans else f'{source} was made for'}, do not "
             f"exist in {folder}. There: {there}. Choose with -p, or bring the plans here with "
             "nnUNetv2_move_plans_between_datasets."
         )
     return plans
 
 
+def _planned(about: Mapping[str, Any], network: str) -> str:
+    """Name of the plans of the network in a file."""
+    if "adaptation" in about:
+        # What the run was configured with is what the weights were adapted from.
+        return str((about.get("plans") or {}).get("plans_name") or PLANS)
+    config = about.get("config") or {}
+    sizes = "".join(f"_{name}{value}" for name, value in sorted((config.get("network_settings") or {}).items()))
+    base = str(config.get("plans") or PLANS)
+    return base if network == "plans" or ":" in network else f"{base}_{network}{sizes}"
+
+
 def _trainer_for(about: Mapping[str, Any], settings: StudySettings) -> str:
     network = str(about.get("network", "plans"))
     if settings.trainer is not None:
         return settings.trainer
+    if "adaptation" in about:
+        return str(about["adaptation"].get("trainer") or STOCK_TRAINER)
     return next((trainer for start, trainer in TRAINERS.items() if network.startswith(start)), STOCK_TRAINER)
 
 

@@ -14,6 +14,7 @@ from made_study import contents, finish, read, settings, write_home, write_weigh
 
 from ssl_pretrain.study.arms import scratch_trainer
 from ssl_pretrain.study.study import Study, begin, label_names, resume
+from ssl_pretrain.transfer.adapt import Target, adapt_weights, save_content
 
 
 @pytest.fixture
@@ -216,9 +217,7 @@ def test_plans_must_be_there_and_preprocessed(tmp_path, dataset, weights):
     with pytest.raises(FileNotFoundError, match=r"Plans Mine, which -p asks for, do not exist in .*There: nnUNetPlans"):
         begin(settings(weights, plans="Mine"), tmp_path / "a")
     of_others = write_weights(tmp_path / "others", plans="TheirPlans")
-    with pytest.raises(
-        FileNotFoundError, match=r"Plans TheirPlans, which .*others.* was pretrained with, do not exist"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"Plans TheirPlans, which .*others.* was made for, do not exist"):
         begin(settings(of_others), tmp_path / "b")
     own = write_weights(tmp_path / "own", network="my.module:Net")
     with pytest.raises(ValueError, match=r"is of my.module:Net, a network that no plans can name. Give plans \(-p\)"):
@@ -227,6 +226,16 @@ def test_plans_must_be_there_and_preprocessed(tmp_path, dataset, weights):
         file.unlink()
     with pytest.raises((FileNotFoundError, ValueError), match=r"preprocess"):
         begin(settings(weights), tmp_path / "d")
+
+
+def test_an_adapted_file_is_of_the_plans_and_the_trainer_that_it_was_adapted_to(tmp_path, dataset):
+    of_others = write_weights(tmp_path / "others", plans="TheirPlans")
+    made, about = (json.loads((dataset / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
+    target = Target({**made, "plans_name": "nnUNetPlans"}, about, "3d_fullres", "ResEncTrainer_ft_3ep")
+    save_content(adapt_weights(of_others, target).content, tmp_path / "adapted.pth")
+    scratch, adapted = begin(settings(tmp_path / "adapted.pth"), tmp_path / "study").arms
+    assert (adapted.plans, adapted.trainer) == ("nnUNetPlans", "ResEncTrainer_ft_3ep")
+    assert (scratch.plans, scratch.trainer) == ("nnUNetPlans", "ResEncTrainer_scratch_3ep")
 
 
 def test_weights_that_do_not_fit_and_unknown_trainers_are_refused_before_anything_runs(tmp_path, dataset, weights):
