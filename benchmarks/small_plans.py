@@ -2,8 +2,8 @@
 
     python benchmarks/small_plans.py -d 221 -patch_size 32 64 64 -batch_size 2
 
-writes ``nnUNetPlans_small.json`` beside ``nnUNetPlans.json``. It names the same folder of cases, so nothing has
-to be preprocessed again.
+writes ``nnUNetPlans_small.json`` beside ``nnUNetPlans.json``; ``-p`` takes other plans. It names the same folder of
+cases, so nothing has to be preprocessed again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NAME = "nnUNetPlans_small"
+PLANS = "nnUNetPlans"
+NAME = f"{PLANS}_small"
 CONFIGURATION = "3d_fullres"
 
 
-def small_plans(plans: dict[str, Any], patch: Sequence[int], batch: int, narrower: int = 1) -> dict[str, Any]:
+def small_plans(
+    plans: dict[str, Any], patch: Sequence[int], batch: int, narrower: int = 1, convs: int | None = None
+) -> dict[str, Any]:
     """Plans of another name, patch, batch and width.
 
     Args:
@@ -27,12 +30,15 @@ def small_plans(plans: dict[str, Any], patch: Sequence[int], batch: int, narrowe
         patch: voxels per axis; none keeps the planned one.
         batch: crops per step.
         narrower: every stage of the network has so many times fewer channels.
+        convs: convolutions at full resolution, where most of a small network's time goes; None keeps them.
     """
     entry = plans["configurations"][CONFIGURATION]
     entry.update(patch_size=list(patch or entry["patch_size"]), batch_size=batch)
     network = entry["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [width // narrower for width in network["features_per_stage"]]
-    return {**plans, "plans_name": NAME}
+    if convs is not None:
+        network["n_conv_per_stage"][0] = network["n_conv_per_stage_decoder"][-1] = convs
+    return {**plans, "plans_name": f"{plans['plans_name']}_small"}
 
 
 def preprocessed_folder(number: int) -> Path:
@@ -48,11 +54,20 @@ def preprocessed_folder(number: int) -> Path:
     return folder
 
 
-def write_small_plans(source: Path, target: Path, patch: Sequence[int], batch: int, narrower: int = 1) -> Path:
-    """Write :func:`small_plans` of the plans in one folder into another; returns the file."""
-    plans = json.loads((source / "nnUNetPlans.json").read_text(encoding="utf-8"))
-    file = target / f"{NAME}.json"
-    file.write_text(json.dumps(small_plans(plans, patch, batch, narrower), indent=2), encoding="utf-8")
+def write_small_plans(
+    source: Path,
+    target: Path,
+    patch: Sequence[int],
+    batch: int,
+    narrower: int = 1,
+    convs: int | None = None,
+    name: str = PLANS,
+) -> Path:
+    """Write :func:`small_plans` of the plans of that name in one folder into another; returns the file."""
+    plans = json.loads((source / f"{name}.json").read_text(encoding="utf-8"))
+    plans = small_plans(plans, patch, batch, narrower, convs)
+    file = target / f"{plans['plans_name']}.json"
+    file.write_text(json.dumps(plans, indent=2), encoding="utf-8")
     return file
 
 
@@ -63,9 +78,12 @@ def main() -> None:
     parser.add_argument("-patch_size", type=int, nargs=3, default=(), help="default: as planned")
     parser.add_argument("-batch_size", type=int, default=2)
     parser.add_argument("-narrower", type=int, default=1)
+    parser.add_argument("-convs", type=int)
+    parser.add_argument("-p", dest="plans", default=PLANS)
     given = parser.parse_args()
     folder = preprocessed_folder(given.dataset)
-    print(write_small_plans(folder, folder, given.patch_size, given.batch_size, given.narrower))
+    changes = (given.patch_size, given.batch_size, given.narrower, given.convs)
+    print(write_small_plans(folder, folder, *changes, name=given.plans))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,14 @@ PLANS = {
             "patch_size": [40, 56, 40],
             "batch_size": 9,
             "spacing": [1.0, 1.0, 1.0],
-            "architecture": {"arch_kwargs": {"features_per_stage": [32, 64, 128], "n_stages": 3}},
+            "architecture": {
+                "arch_kwargs": {
+                    "features_per_stage": [32, 64, 128],
+                    "n_stages": 3,
+                    "n_conv_per_stage": [2, 2, 2],
+                    "n_conv_per_stage_decoder": [2, 2],
+                }
+            },
         }
     },
 }
@@ -50,6 +57,16 @@ def test_small_plans_differ_in_patch_batch_and_width_alone(monkeypatch, tmp_path
     assert json.loads(file.read_text()) == expected
     small.write_small_plans(tmp_path, tmp_path, (), batch=9)
     assert json.loads(file.read_text()) == {**PLANS, "plans_name": "nnUNetPlans_small"}
+
+
+def test_small_plans_of_other_plans_have_their_name_and_fewer_convolutions_at_full_resolution(monkeypatch, tmp_path):
+    small = module(monkeypatch, "small_plans")
+    (tmp_path / "nnUNetPlans_5mm.json").write_text(json.dumps({**PLANS, "plans_name": "nnUNetPlans_5mm"}))
+    file = small.write_small_plans(tmp_path, tmp_path, (), batch=9, convs=1, name="nnUNetPlans_5mm")
+    assert file.name == "nnUNetPlans_5mm_small.json"
+    network = json.loads(file.read_text())["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert network["n_conv_per_stage"] == [1, 2, 2]
+    assert network["n_conv_per_stage_decoder"] == [2, 1]
 
 
 def test_a_dataset_that_is_not_preprocessed_is_named(monkeypatch, tmp_path):
