@@ -35,12 +35,12 @@ from benchmarks.study_data import load_cases
 from benchmarks.study_finetune import Schedule, Task, finetune
 from benchmarks.study_statistics import ARMS, show, summarise
 from ssl_pretrain import PretrainConfig, pretrain
+from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.locate import DatasetFiles, Plan, locate
 from ssl_pretrain.data.splits import Fold, load_fold
 from ssl_pretrain.files import write_json
 from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.training.allocator import keep_freed_memory
 
 MAY_DIFFER = ("datasets", "seeds", "json", "work", "finetune_steps", "pretrain_steps")
 """Settings that are not compared when a study goes on; steps are compared for each dataset."""

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import provenance, timed, write
 from benchmarks.loader_parts import memory_growth, nnunet_loader, start_up, write_volumes
 from benchmarks.loader_views import VIEWS, compare_views, show_views
+from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.data.batches import assemble
 from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.crops import TRAIN, CropDataset
@@ -39,7 +40,6 @@ from ssl_pretrain.data.pool import CasePool
 from ssl_pretrain.data.spatial import CropConfig
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.report.tables import format_table
-from ssl_pretrain.training.allocator import keep_freed_memory
 
 SIDES = ("nnU-Net", "loader", "device")
 

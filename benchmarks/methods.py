@@ -23,13 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import STRIDES, autocast, build_network, peak_memory, provenance, timed, write
+from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.methods.recipe import build_optimizer
 from ssl_pretrain.networks import Backbone, build_backbone
 from ssl_pretrain.networks.primus import PrimusBackbone
 from ssl_pretrain.report.tables import format_table
-from ssl_pretrain.training.allocator import keep_freed_memory
 
 KEPT = 0.25
 """Share of the tokens that MAE keeps."""

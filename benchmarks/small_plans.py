@@ -18,10 +18,16 @@ from typing import Any
 PLANS = "nnUNetPlans"
 NAME = f"{PLANS}_small"
 CONFIGURATION = "3d_fullres"
+PER_STAGE = ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage")
 
 
 def small_plans(
-    plans: dict[str, Any], patch: Sequence[int], batch: int, narrower: int = 1, convs: int | None = None
+    plans: dict[str, Any],
+    patch: Sequence[int],
+    batch: int,
+    narrower: int = 1,
+    convs: int | None = None,
+    stages: int | None = None,
 ) -> dict[str, Any]:
     """Plans of another name, patch, batch and width.
 
@@ -31,11 +37,17 @@ def small_plans(
         batch: crops per step.
         narrower: every stage of the network has so many times fewer channels.
         convs: convolutions at full resolution, where most of a small network's time goes; None keeps them.
+        stages: of the network, at most so many; None keeps them.
     """
     entry = plans["configurations"][CONFIGURATION]
     entry.update(patch_size=list(patch or entry["patch_size"]), batch_size=batch)
     network = entry["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [width // narrower for width in network["features_per_stage"]]
+    stages = min(stages or network["n_stages"], network["n_stages"])
+    network["n_stages"] = stages
+    for name in PER_STAGE:
+        network[name] = network[name][:stages]
+    network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][: stages - 1]
     if convs is not None:
         network["n_conv_per_stage"][0] = network["n_conv_per_stage_decoder"][-1] = convs
     return {**plans, "plans_name": f"{plans['plans_name']}_small"}
@@ -61,11 +73,12 @@ def write_small_plans(
     batch: int,
     narrower: int = 1,
     convs: int | None = None,
+    stages: int | None = None,
     name: str = PLANS,
 ) -> Path:
     """Write :func:`small_plans` of the plans of that name in one folder into another; returns the file."""
     plans = json.loads((source / f"{name}.json").read_text(encoding="utf-8"))
-    plans = small_plans(plans, patch, batch, narrower, convs)
+    plans = small_plans(plans, patch, batch, narrower, convs, stages)
     file = target / f"{plans['plans_name']}.json"
     file.write_text(json.dumps(plans, indent=2), encoding="utf-8")
     return file
@@ -79,10 +92,11 @@ def main() -> None:
     parser.add_argument("-batch_size", type=int, default=2)
     parser.add_argument("-narrower", type=int, default=1)
     parser.add_argument("-convs", type=int)
+    parser.add_argument("-stages", type=int)
     parser.add_argument("-p", dest="plans", default=PLANS)
     given = parser.parse_args()
     folder = preprocessed_folder(given.dataset)
-    changes = (given.patch_size, given.batch_size, given.narrower, given.convs)
+    changes = (given.patch_size, given.batch_size, given.narrower, given.convs, given.stages)
     print(write_small_plans(folder, folder, *changes, name=given.plans))
 
 

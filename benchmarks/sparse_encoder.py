@@ -27,6 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import autocast, build_network, build_parser, peak_memory, provenance, timed, write
+from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.functional.geometry import Triple, grid_of
 from ssl_pretrain.functional.masking import count_masked, random_mask
 from ssl_pretrain.methods.spark_network import SparKNetwork
@@ -34,7 +35,6 @@ from ssl_pretrain.methods.tuning import choose_backend, use_backend
 from ssl_pretrain.networks.backends import Backend, Choice
 from ssl_pretrain.networks.masked import encode_masked, whole
 from ssl_pretrain.report.tables import format_table
-from ssl_pretrain.training.allocator import keep_freed_memory
 
 
 class Encoder:

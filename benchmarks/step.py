@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import autocast, build_network, build_parser, peak_memory, provenance, timed, write
 from benchmarks.step_parts import parts
+from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.methods import METHODS, MethodSetup, RunLength, build_method
 from ssl_pretrain.methods.spark import SparK
-from ssl_pretrain.training.allocator import keep_freed_memory
 
 
 class Side:

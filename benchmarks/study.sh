@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Does pretraining help? Every method pretrained on one dataset, its validation cases left out, then the study. nnU-Net's
-# planned network at a quarter of its width, with one convolution at full resolution and a smaller patch: hours on a CPU.
+# planned network cut down for hours on a CPU: at most four stages, a quarter of the width, one convolution at full
+# resolution, a smaller patch. Such a network is stuck at background for hundreds of steps of SGD, so AdamW trains it.
 #
 #     bash benchmarks/study.sh 4 "32 40 32" "4 8 20"
 #
@@ -9,7 +10,7 @@
 #     nnUNetv2_plan_experiment -d 221 -overwrite_target_spacing 5 5 5 -overwrite_plans_name nnUNetPlans_5mm
 #     nnUNetv2_preprocess -d 221 -plans_name nnUNetPlans_5mm -c 3d_fullres
 #     nnUNetv2_preprocess_unlabeled -i raw -d 221 -p nnUNetPlans_5mm -c 3d_fullres
-#     PLANS=nnUNetPlans_5mm TUNING=20 bash benchmarks/study.sh 221 "32 32 48" "3 6 12"
+#     PLANS=nnUNetPlans_5mm TUNING=20 bash benchmarks/study.sh 221 "32 32 32" "3 6 12"
 #
 # SimMIM needs a transformer, which is a study of its own:
 #
@@ -26,14 +27,14 @@ PYTHON=${PYTHON:-python3}
 WORK=${WORK:-$PWD/study_work}/$DATASET/${NAME:-unet}
 PLANS=${PLANS:-nnUNetPlans}
 NETWORK=${NETWORK:-plans}
-TRAINER=${TRAINER:-nnUNetTrainer}
+TRAINER=${TRAINER:-nnUNetTrainerAdam}
 METHODS=${METHODS:-AnatoMask SparK MAE S3D ModelsGenesis VolumeFusion}
 # shellcheck disable=SC2206 # lists
 settings=(${SETTINGS:+-network_settings $SETTINGS})
 length=()
-if [[ ! $TRAINER =~ _[0-9]+ep ]]; then length=(-epochs "${TUNING:-6}"); fi
+if [[ ! $TRAINER =~ _[0-9]+ep ]]; then length=(-epochs "${TUNING:-4}"); fi
 # shellcheck disable=SC2086 # lists
-"$PYTHON" benchmarks/small_plans.py -d "$DATASET" -p "$PLANS" -patch_size $PATCH -batch_size 2 -narrower 4 -convs 1
+"$PYTHON" benchmarks/small_plans.py -d "$DATASET" -p "$PLANS" -patch_size $PATCH -batch_size 2 -narrower 4 -convs 1 -stages 4
 weights=()
 for method in $METHODS; do
     folder=$WORK/pretrained/$method

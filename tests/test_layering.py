@@ -4,8 +4,8 @@ functional ◄ sparse ◄ networks ◄ methods ◄ training ◄ cli
 functional ◄ data ◄ training          networks ◄ transfer ◄ training, cli          report ◄ transfer, training, study
 transfer ◄ finetuning ◄ nnunetv2/, study ◄ cli
 
-``files.py`` is below all that writes, ``config.py`` stands between methods, data and training. Imports within functions
-and for type checkers count, too.
+``files.py`` is below all that writes, ``allocator.py`` below what trains, ``config.py`` stands between methods, data
+and training. Imports within functions and for type checkers count, too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ PLUGINS = "nnunetv2/"
 
 BELOW = {
     "files": (),
+    "allocator": (),
     "functional": (),
     "sparse": ("functional",),
     "networks": ("sparse",),
@@ -31,8 +32,8 @@ BELOW = {
     "transfer": ("networks", "files", "report"),
     "finetuning": ("transfer",),
     "report": (),
-    "training": ("config", "transfer", "report"),
-    "study": ("finetuning", "data", "report"),
+    "training": ("config", "transfer", "report", "allocator"),
+    "study": ("finetuning", "data", "report", "allocator"),
     "cli": ("training", "study"),
     PLUGINS: ("finetuning",),
 }

@@ -40,7 +40,7 @@ class BatchLoader(DataLoader[Any]):
             batch_size=None,
             sampler=sampler,
             num_workers=num_workers,
-            # In the training process itself freed memory is better kept: ssl_pretrain.training.allocator.
+            # In the training process itself freed memory is better kept: ssl_pretrain.allocator.
             collate_fn=Tidy() if num_workers else as_it_is,  # type: ignore[arg-type]  # of a sample, not of a batch
             # At least a batch is under way besides the one that is being waited for.
             prefetch_factor=max(2, -(-2 * batch_size // num_workers)) if num_workers else None,

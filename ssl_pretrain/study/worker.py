@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.files import write_json
 from ssl_pretrain.study.design import Run
 from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
@@ -100,6 +101,8 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
         threads: cores that are the run's.
     """
     folder, settings = study.run_folder(run), study.settings
+    if settings.device == "cpu":
+        keep_freed_memory()
     started = time.perf_counter()
     # Before nnU-Net is imported: it reads some of it then.
     env = run_environment(settings.device, threads, study.folder / PREPROCESSED, folder / RESULTS)

@@ -17,9 +17,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.config import PretrainConfig
 from ssl_pretrain.files import write_json
-from ssl_pretrain.training.allocator import keep_freed_memory
 from ssl_pretrain.training.checkpoints import (
     BEST,
     FINAL,

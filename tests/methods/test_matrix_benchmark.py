@@ -24,6 +24,8 @@ PLANS = {
                 "arch_kwargs": {
                     "features_per_stage": [32, 64, 128],
                     "n_stages": 3,
+                    "kernel_sizes": [[3, 3, 3]] * 3,
+                    "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
                     "n_conv_per_stage": [2, 2, 2],
                     "n_conv_per_stage_decoder": [2, 2],
                 }
@@ -67,6 +69,23 @@ def test_small_plans_of_other_plans_have_their_name_and_fewer_convolutions_at_fu
     network = json.loads(file.read_text())["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     assert network["n_conv_per_stage"] == [1, 2, 2]
     assert network["n_conv_per_stage_decoder"] == [2, 1]
+
+
+def test_small_plans_of_fewer_stages_keep_the_first(monkeypatch, tmp_path):
+    small = module(monkeypatch, "small_plans")
+    (tmp_path / "nnUNetPlans.json").write_text(json.dumps(PLANS))
+    file = small.write_small_plans(tmp_path, tmp_path, (), batch=9, stages=2)
+    network = json.loads(file.read_text())["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert network == {
+        "features_per_stage": [32, 64],
+        "n_stages": 2,
+        "kernel_sizes": [[3, 3, 3]] * 2,
+        "strides": [[1, 1, 1], [2, 2, 2]],
+        "n_conv_per_stage": [2, 2],
+        "n_conv_per_stage_decoder": [2],
+    }
+    small.write_small_plans(tmp_path, tmp_path, (), batch=9, stages=7)
+    assert json.loads(file.read_text()) == {**PLANS, "plans_name": "nnUNetPlans_small"}
 
 
 def test_a_dataset_that_is_not_preprocessed_is_named(monkeypatch, tmp_path):

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from ssl_pretrain.training.allocator import keep_freed_memory
+from ssl_pretrain.allocator import keep_freed_memory
 
 SCRIPT = """
 import resource, sys, torch
-from ssl_pretrain.training.allocator import keep_freed_memory
+from ssl_pretrain.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for _ in range(20):
