@@ -107,7 +107,14 @@ class OptimizerConfig:
             raise ValueError(f"accumulate must be a whole number of at least 1, got {self.accumulate}.")
 
     def recipe(self, family: Family, epochs: int) -> Recipe:
-        """What is left open filled in, for a kind of network and a run of so many epochs."""
+        """What is left open filled in, for a kind of network and a run of so many epochs.
+
+        Raises:
+            ValueError: the warm-up is longer than the run.
+        """
+        warmup = self.warmup(family, epochs)
+        if warmup > epochs:
+            raise ValueError(f"warmup_epochs is {warmup:g}, but the run has {epochs} epochs (-epochs).")
         chosen = {name: getattr(self, name) for name in DEFAULTS[family]}
         given = {name: value for name, value in chosen.items() if value not in (None, "auto")}
         # A learning rate belongs to its optimiser: SGD's would be thirty times too high for AdamW.
@@ -117,7 +124,7 @@ class OptimizerConfig:
             **{**DEFAULTS[family], **given},
             betas=self.betas or BETAS[family],
             momentum=self.momentum,
-            warmup_epochs=self.warmup(family, epochs),
+            warmup_epochs=warmup,
             warmup_start_lr=self.warmup_start_lr,
         )
 

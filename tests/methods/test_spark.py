@@ -114,6 +114,8 @@ def test_only_weights_are_decayed():
 def test_a_warm_up_that_was_asked_for_is_not_shortened():
     made = build_method("SparK", SparKConfig(warmup_epochs=8), setup(epochs=10))
     assert made.recipe.warmup_epochs == 8
+    with pytest.raises(ValueError, match=r"warmup_epochs is 10.5, but the run has 10 epochs \(-epochs\)"):
+        build_method("SparK", SparKConfig(warmup_epochs=10.5), setup(epochs=10))
 
 
 def test_one_backbone_serves_one_method():
