@@ -38,6 +38,7 @@ setup(
         "tensorboard>=2.16",
         "tqdm>=4.57",
         "safetensors>=0.4",
+        "filelock>=3.12",
     ],
     extras_require={
         # MONAI, so that the tests of the ViT do not skip.

@@ -74,7 +74,7 @@ def finish(study: Study, run: Run, level: float) -> dict[str, Any]:
         "seconds": {"training": 1.0, "validation": 1.0, "process": 3.0},
         "machine": {"device": "made"},
     }
-    study.run_folder(run).mkdir(parents=True)
+    study.run_folder(run).mkdir(parents=True, exist_ok=True)
     write_json(content, study.run_folder(run) / RESULT)
     return content
 

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
@@ -14,18 +14,28 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 
 class AboveTheBar(logging.Handler):
-    """Shows log lines on stdout, above a progress bar that may be running."""
+    """Shows log lines above a progress bar that may be running.
+
+    Args:
+        stream: where; None for stdout as it is when a line comes.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self.stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        tqdm.write(record.getMessage(), file=sys.stdout)
+        tqdm.write(record.getMessage(), file=self.stream or sys.stdout)
 
 
-def set_up_console(level: int = logging.INFO) -> None:
-    """The library logs, the command shows it."""
+def set_up_console(level: int = logging.INFO, stream: TextIO | None = None) -> None:
+    """The library logs, the command shows it: on stdout, or on another stream."""
     logger = logging.getLogger("ssl_pretrain")
-    if not any(isinstance(handler, AboveTheBar) for handler in logger.handlers):
-        logger.addHandler(AboveTheBar())
+    for handler in list(logger.handlers):
+        if isinstance(handler, AboveTheBar):
+            logger.removeHandler(handler)
+    logger.addHandler(AboveTheBar(stream))
     logger.setLevel(level)
 
 

@@ -122,7 +122,8 @@ def check_device(device: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, with errors as one line on stderr."""
     flags = vars(build_parser().parse_args(arguments))
-    set_up_console(logging.ERROR if "emit" in flags else logging.INFO)
+    # A script goes to stdout, so what is to be said goes beside it.
+    set_up_console(logging.WARNING, sys.stderr) if "emit" in flags else set_up_console()
     return guarded(lambda: run(flags), "Stopped. Runs that are done stay; --c goes on with the others.")
 
 
@@ -138,10 +139,10 @@ def run(flags: dict[str, Any]) -> int:
 
 
 def _device(flags: dict[str, Any]) -> str:
-    from ssl_pretrain.study.study import FILE, Study
+    from ssl_pretrain.study.study import Study
 
-    stored = flags.get("resume") and (flags["folder"] / FILE).is_file()
-    return str(flags.get("device") or (Study.read(flags["folder"]).settings.device if stored else "cuda"))
+    stored = Study.read(flags["folder"]).settings.device if flags.get("resume") else None
+    return str(flags.get("device") or stored or "cuda")
 
 
 def _carry_out(flags: dict[str, Any]) -> int:

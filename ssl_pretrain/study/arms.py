@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 from ssl_pretrain.data.locate import locate, read_json
 from ssl_pretrain.finetuning.names import parse_trainer_name
+from ssl_pretrain.finetuning.schedules import course_of
 from ssl_pretrain.study.design import StudySettings, slug
 
 log = logging.getLogger("ssl_pretrain")
@@ -22,6 +22,9 @@ PLANS = "nnUNetPlans"
 STOCK_TRAINER = "nnUNetTrainer"
 TRAINERS = {"Primus": "PrimusTrainer_ft", "ViT": "UNETRTrainer_ft"}
 """How names of networks begin that nnU-Net's own trainer cannot build -> the trainer that can."""
+
+USUAL_NAMES = ("checkpoint", "model")
+"""How files begin that are called the same in every folder."""
 
 LITTLE = 0.3
 """Share of a network's parameters; a file that gives less is worth a warning."""
@@ -94,17 +97,21 @@ def add_arms(settings: StudySettings, folder: Path, known: Sequence[Arm] = ()) -
     arms = list(known)
     for source in settings.weights:
         sha256 = digest(local_file(source))
-        if any(arm.sha256 == sha256 for arm in arms):
+        if same := [arm for arm in arms if arm.sha256 == sha256]:
+            if same[0].weights != source:
+                log.warning("%s has the content of %s: one arm, %s, for both.", source, same[0].weights, same[0].name)
             continue
         if changed := [arm for arm in arms if arm.weights == source]:
             raise ValueError(
                 f"{source} is not the file that arm {changed[0].name} of this study began with: it has changed since. "
                 "Bring the old file back, or choose another folder with -o."
             )
-        about = _pretraining(source)
+        about = pretraining_of(source)
         plans, trainer = _plans_for(source, about, settings, folder), _trainer_for(about, settings)
         scratch = _scratch_arm(plans, settings.scratch_trainer or scratch_trainer(trainer), arms)
-        name = _unique(str(about.get("method") or local_file(source).parent.name), source, [*arms, scratch])
+        for wanted in (trainer, scratch.trainer):
+            check_schedule(wanted, settings.epochs)
+        name = _unique(str(about.get("method") or _name_of(source)), source, [*arms, scratch])
         arm = Arm(name, plans, trainer, source, sha256, about.get("method"), scratch.name)
         arm = replace(arm, loaded=share_loaded(arm, folder, settings.configuration))
         if scratch not in arms:
@@ -137,24 +144,15 @@ def scratch_trainer(trainer: str) -> str:
     return str(replace(parsed, pretrained=False)) if parsed is not None and parsed.pretrained else trainer
 
 
-def saw_cases(arm: Arm, dataset: str, number: str, fold: int, validation: Iterable[str]) -> list[str]:
-    """Validation cases whose images the weights were pretrained on, as far as their run says so.
+def check_schedule(trainer: str, epochs: int | None) -> None:
+    """Refuse a schedule of ours that the study's epochs are too few for.
 
-    ``cases.json`` beside the file lists the cases; without it, the fold in the file decides.
+    Raises:
+        ValueError: says what does not fit.
     """
-    about = _pretraining(arm.weights) if arm.weights else {}
-    config: Mapping[str, Any] = about.get("config") or {}
-    if arm.weights is None or not {dataset, number} & {
-        str(d) for d in (config.get("dataset"), *config.get("datasets", ()))
-    }:
-        return []
-    cases = local_file(arm.weights).parent / "cases.json"
-    if cases.is_file():
-        listed = json.loads(cases.read_text(encoding="utf-8")).get("train", [])
-        # Dataset, folder and identifier; without the dataset, cases of two would be mixed up.
-        seen = {name.rpartition("/")[2] for name in listed if name.startswith(f"{dataset}/")}
-        return sorted(seen & set(validation))
-    return [] if str(config.get("fold")) == str(fold) else sorted(validation)
+    parsed = parse_trainer_name(trainer)
+    if parsed is not None:
+        course_of(parsed.schedule_or_default, epochs or parsed.epochs_or_default)
 
 
 def share_loaded(arm: Arm, folder: Path, configuration: str) -> float:
@@ -195,7 +193,7 @@ def _without_tables() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _pretraining(source: str) -> Mapping[str, Any]:
+def pretraining_of(source: str) -> Mapping[str, Any]:
     """What a file of ours says about its making; nothing for files of others."""
     from ssl_pretrain.transfer.adapt import read_content
 
@@ -250,9 +248,20 @@ def _scratch_arm(plans: str, trainer: str, arms: Sequence[Arm]) -> Arm:
     return Arm(SCRATCH if first else _unique(f"{SCRATCH} {plans}", trainer, arms), plans, trainer)
 
 
+def _name_of(source: str) -> str:
+    """Of a file that names no method: the repository on the Hub, the file, or its folder if all files are called so."""
+    from ssl_pretrain.transfer.sources.hub import is_reference
+
+    if is_reference(source):
+        return source.removeprefix("hf://").split("/")[1]
+    file = Path(source)
+    return file.parent.name if file.stem.startswith(USUAL_NAMES) else file.stem
+
+
 def _unique(name: str, source: str, arms: Sequence[Arm]) -> str:
     """A name that no arm has, on disk neither: the name itself, with the folder's, or with a number."""
     taken = {slug(arm.name).lower() for arm in arms}
     folder = Path(source).parent.name
-    candidates = [name, *([f"{name} {folder}"] if folder else []), *(f"{name} {i}" for i in range(2, len(arms) + 3))]
+    longer = [f"{name} {folder}"] if folder not in ("", name) else []
+    candidates = [name, *longer, *(f"{name} {i}" for i in range(2, len(arms) + 3))]
     return next(candidate for candidate in candidates if slug(candidate).lower() not in taken)

@@ -79,6 +79,8 @@ class StudySettings:
     def __post_init__(self) -> None:
         for name in ("weights", "folds", "fractions", "cases"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        if self.dataset.isascii() and self.dataset.isdecimal():
+            object.__setattr__(self, "dataset", str(int(self.dataset)))  # 007 is 7
         if not self.weights:
             raise ValueError("A study needs at least one file of pretrained weights (-w FILE).")
         if not self.fractions and not self.cases:
@@ -221,11 +223,15 @@ def slug(name: str) -> str:
 
 
 def runs_of(arms: Sequence[str], settings: StudySettings, sizes: Sequence[Size]) -> list[Run]:
-    """All runs, in the order in which they are started: a study that is stopped has whole comparisons."""
-    return [
+    """All runs, in the order in which they are started: a study that is stopped has whole comparisons.
+
+    Two amounts of data may be the same number of cases in one of several folds; that is one run, which counts for both.
+    """
+    every = (
         Run(arm, fold, seed, size.counts[fold])
         for seed in range(settings.seeds)
         for fold in settings.folds
         for size in sizes
         for arm in arms
-    ]
+    )
+    return list(dict.fromkeys(every))

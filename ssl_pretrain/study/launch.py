@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ssl_pretrain.files import write_json
+from ssl_pretrain.study import worker
 from ssl_pretrain.study.design import Run
 from ssl_pretrain.study.machine import available_cores
 from ssl_pretrain.study.plot import draw_study
@@ -24,7 +25,7 @@ from ssl_pretrain.study.tables import markdown, to_json
 
 log = logging.getLogger("ssl_pretrain")
 
-WORKER = "ssl_pretrain.study.worker"
+WORKER = worker.__name__
 
 
 def gather(study: Study) -> Analysis:
@@ -105,7 +106,9 @@ class Launcher:
         finally:
             self._slots.put(slot)
         folder = self.study.run_folder(run)
-        if process.returncode and not self._stopped and not (folder / FAILURE).is_file():
+        if process.returncode == worker.BUSY:
+            log.warning("%s is being run by another process and is left to it", run.name)
+        elif process.returncode and not self._stopped and not (folder / FAILURE).is_file():
             words = output.strip().splitlines()[-1:] or ["see its log"]
             folder.mkdir(parents=True, exist_ok=True)
             write_json({"error": f"ended with status {process.returncode}: {words[0]}"}, folder / FAILURE)
@@ -158,7 +161,8 @@ def _report(study: Study, run: Run, done: int, total: int, seconds: float) -> No
     left = seconds / done * (total - done)
     result = read_result(study.run_folder(run) / "result.json")
     failure = read_result(study.run_folder(run) / FAILURE) or {}
-    text = f"Dice {result['dice']:.4f}" if result else f"FAILED: {failure.get('error', 'no result')}"
+    missing = f"FAILED: {failure['error']}" if failure else "no result yet"
+    text = f"Dice {result['dice']:.4f}" if result else missing
     log.info("%d/%d  %s  %s  (%s left)", done, total, run.name, text, _duration(left))
 
 

@@ -101,9 +101,19 @@ def make_mirror(source: Path, root: Path, configuration: str, plans: Sequence[st
     return target
 
 
+def is_broken(root: Path) -> bool:
+    """Whether a link of the mirror leads nowhere, because the preprocessed data have moved."""
+    return any(file.is_symlink() and not file.exists() for file in root.rglob("*"))
+
+
 def _link_files(source: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
-    present = {file.name for file in target.iterdir()}
+    present = set()
+    for file in target.iterdir():
+        if file.exists():
+            present.add(file.name)
+        else:  # the data have moved
+            file.unlink()
     try:
         with os.scandir(source) as entries:
             for entry in entries:

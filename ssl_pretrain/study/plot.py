@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 from ssl_pretrain.report._figure import new_figure, save_figure
 from ssl_pretrain.study.results import Analysis
 from ssl_pretrain.study.study import Study
+from ssl_pretrain.study.tables import size_lines
 
 COLOURS = ("#555555", "#3b6fb6", "#d9822b", "#3f9b5c", "#b04a8f", "#8a6d3b", "#c0392b", "#2a9d9d", "#7a5cc0", "#a0a03a")
 SPREAD = 0.35
@@ -52,11 +54,9 @@ def draw_study(study: Study, analysis: Analysis, target: Path) -> None:
                     alpha=0.75,
                     linewidths=1.2,
                 )
-    counts = [f"{sum(s.counts.values()) / len(s.counts):g}" for s in study.sizes]
-    axes.set_xticks(
-        range(len(study.sizes)),
-        [s.label if s.label.startswith(n) else f"{s.label}\n{n}" for s, n in zip(study.sizes, counts, strict=True)],
-    )
+    means = [statistics.fmean(size.counts.values()) for size in study.sizes]
+    names = [size_lines(size.label, mean) for size, mean in zip(study.sizes, means, strict=True)]
+    axes.set_xticks(range(len(names)), ["\n".join(lines) for lines in names])
     axes.set_xlim(-0.6, len(study.sizes) - 0.4)
     axes.set_xlabel("training cases")
     axes.set_ylabel("Dice, validation cases")

@@ -181,16 +181,20 @@ def _label_difference(size: Size, arm: Arm, pairs: Sequence[Pair], label: str) -
 
 
 def _compared(pairs: Sequence[Pair], label: str | None = None) -> dict[str, Any]:
-    """Mean difference of pairs with both intervals; None where there is none."""
-    folds = sorted({a.run.fold for a, _ in pairs})
-    sides = [
-        [np.stack([pair[i].scores(label) for pair in pairs if pair[0].run.fold == fold]) for fold in folds]
-        for i in (0, 1)
-    ]
-    means = [[foreground_mean(scores) for scores in side] for side in sides]
-    values = [{(f, r): float(v) for f, row in enumerate(side) for r, v in enumerate(row) if v == v} for side in means]
-    found = paired_difference(values[0], values[1])
-    interval = bootstrap_difference(*sides) if pairs else (math.nan, math.nan)
+    """Mean difference of pairs with both intervals; None where there is none.
+
+    A pair counts where both its runs have a value: in a fold without the label there is nothing to compare.
+    """
+    sides = [(a.scores(label), b.scores(label)) for a, b in pairs]
+    means = [tuple(float(foreground_mean(scores)) for scores in side) for side in sides]
+    known = [i for i, values in enumerate(means) if not any(map(math.isnan, values))]
+    found = paired_difference(*({i: means[i][side] for i in known} for side in (0, 1)))
+    of_fold: dict[int, list[int]] = {}
+    for i in known:
+        of_fold.setdefault(pairs[i][0].run.fold, []).append(i)
+    stacks = [[np.stack([sides[i][side] for i in here]) for here in of_fold.values()] for side in (0, 1)]
+    interval = bootstrap_difference(*stacks)
+    interval = bootstrap_difference(*stacks)
     row = {
         "pairs": found.pairs,
         "difference": found.mean,

@@ -96,10 +96,10 @@ def bootstrap_difference(
 ) -> Interval:
     """Percentile interval of the mean difference of paired runs, ``ours - theirs``.
 
-    Two things are resampled with replacement, both at once: the pairs of runs of a fold (a pair shares seed and
-    training cases and is never torn apart), and the validation cases of the fold (the same draw for all its runs).
-    Folds are kept. See Owen (2007), The pigeonhole bootstrap, Annals of Applied Statistics 1(2), for two factors that
-    are crossed as runs and cases are.
+    Two things are resampled with replacement, both at once: the pairs of runs of all folds (a pair shares seed, fold
+    and training cases and is never torn apart), and the validation cases of each fold (the same draw for all its runs).
+    See Owen (2007), The pigeonhole bootstrap, Annals of Applied Statistics 1(2), for two factors that are crossed as
+    runs and cases are. A run whose mean is NaN for a draw of cases counts as not drawn.
 
     Args:
         ours: of each fold; run *i* is paired with run *i* of ``theirs``.
@@ -121,16 +121,22 @@ def bootstrap_difference(
     if pairs < 2:
         return Interval(math.nan, math.nan)
     rng = np.random.default_rng(seed)
-    total = np.zeros(resamples)
+    drawn = resample_counts(rng, pairs, resamples)
+    total, known, first = np.zeros(resamples), np.zeros(resamples), 0
     for a, b in zip(ours, theirs, strict=True):
-        runs = resample_counts(rng, a.shape[0], resamples)
+        runs = drawn[:, first : first + len(a)]
+        first += len(a)
         cases = resample_counts(rng, a.shape[1], resamples)
         for start in range(0, resamples, _CHUNK):
             part = slice(start, start + _CHUNK)
             difference = _weighted_means(a, cases[part]) - _weighted_means(b, cases[part])
-            total[part] += (runs[part] * difference).sum(axis=1)
+            there = ~np.isnan(difference)
+            total[part] += (runs[part] * np.where(there, difference, 0.0)).sum(axis=1)
+            known[part] += (runs[part] * there).sum(axis=1)
+    if not known.any():
+        return Interval(math.nan, math.nan)
     edge = 50 * (1 - level)
-    low, high = np.nanpercentile(total / pairs, [edge, 100 - edge])
+    low, high = np.percentile(total[known > 0] / known[known > 0], [edge, 100 - edge])
     return Interval(float(low), float(high))
 
 

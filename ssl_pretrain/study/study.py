@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.data.locate import dataset_number, find_dataset, read_json
+from ssl_pretrain.data.locate import find_dataset, read_json
 from ssl_pretrain.files import write_json
-from ssl_pretrain.study.arms import Arm, add_arms, check_weights, saw_cases
-from ssl_pretrain.study.design import Run, Size, StudySettings, disagreements, runs_of, sizes_of
+from ssl_pretrain.study.arms import Arm, add_arms, check_weights
+from ssl_pretrain.study.design import MAY_CHANGE, Run, Size, StudySettings, disagreements, runs_of, sizes_of
+from ssl_pretrain.study.leaks import refuse_supervised, seen_cases
 from ssl_pretrain.study.machine import PREPROCESSED, machine
-from ssl_pretrain.study.mirror import add_splits, make_mirror, read_folds
+from ssl_pretrain.study.mirror import add_splits, is_broken, make_mirror, read_folds
 
 log = logging.getLogger("ssl_pretrain")
 
@@ -38,6 +40,7 @@ class Study:
         runs: all of them, in order.
         numbers: subset of a run -> fold of the study's own ``splits_final.json``.
         begun: versions, machine and time of the beginning.
+        warnings: sentences that belong to every table of the study.
     """
 
     folder: Path
@@ -50,6 +53,7 @@ class Study:
     runs: list[Run]
     numbers: dict[tuple[int, int, int], int]
     begun: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
 
     def arm(self, name: str) -> Arm:
         """An arm by its name."""
@@ -95,6 +99,7 @@ class Study:
                 {"label": size.label, "cases": {str(f): n for f, n in size.counts.items()}} for size in self.sizes
             ],
             "subsets": [[*subset, number] for subset, number in self.numbers.items()],
+            "warnings": self.warnings,
         }
 
     @classmethod
@@ -109,6 +114,16 @@ class Study:
         if not file.is_file():
             raise FileNotFoundError(f"{folder} holds no study: there is no {FILE}. Begin one with -d, -c and -w.")
         content = read_json(file)
+        try:
+            return cls._from_dict(folder, content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file} is not what this command writes ({type(error).__name__}: {error}). Choose another folder "
+                "with -o."
+            ) from error
+
+    @classmethod
+    def _from_dict(cls, folder: Path, content: Mapping[str, Any]) -> Study:
         settings = StudySettings.from_dict(content["settings"])
         arms = [Arm(**entry) for entry in content["arms"]]
         sizes = [Size(s["label"], {int(f): n for f, n in s["cases"].items()}) for s in content["sizes"]]
@@ -123,6 +138,7 @@ class Study:
             runs=runs_of([arm.name for arm in arms], settings, sizes),
             numbers={(f, s, n): number for f, s, n, number in content["subsets"]},
             begun={name: content[name] for name in ("begun", "versions", "machine")},
+            warnings=content.get("warnings", []),
         )
 
 
@@ -139,16 +155,22 @@ def begin(settings: StudySettings, folder: Path) -> Study:
         other = f" with other settings ({'; '.join(differing)})" if differing else ""
         remedy = "Choose" if differing else "Continue it with --c, or choose"
         raise FileExistsError(f"{folder} holds a study already{other}. {remedy} another folder with -o.")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Choose a folder with -o.")
+    present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if not present <= {PREPROCESSED, SOURCE_SPLITS}:
         raise FileExistsError(f"{folder} is not empty. Choose another folder with -o, or remove it.")
     source = find_dataset(settings.dataset)
+    # A beginning that was stopped has nothing but links and copies.
+    shutil.rmtree(folder / PREPROCESSED, ignore_errors=True)
+    (folder / SOURCE_SPLITS).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     begun = {
         "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
         "machine": machine(settings.device),
     }
-    return _prepare(settings, folder, source, [], begun)
+    return _prepare(settings, folder, source, begun)
 
 
 def resume(settings: StudySettings, folder: Path) -> Study:
@@ -165,26 +187,36 @@ def resume(settings: StudySettings, folder: Path) -> Study:
             "it (it may get more weights, seeds, folds, fractions and cases, beside those it has), or choose another "
             "folder with -o."
         )
-    if settings == study.settings:
+    if settings == replace(study.settings, **{name: getattr(settings, name) for name in MAY_CHANGE}):
         needed = {run.arm for run in study.pending}
         check_weights(arm for arm in study.arms if arm.name in needed)
+        if needed and is_broken(folder / PREPROCESSED):
+            _mirror(find_dataset(study.dataset), folder, settings.configuration, study.arms)
+        if settings != study.settings:
+            study = replace(study, settings=settings)
+            write_json(study.to_dict(), folder / FILE)
         return study
-    return _prepare(settings, folder, find_dataset(study.dataset), study.arms, study.begun)
+    return _prepare(settings, folder, find_dataset(study.dataset), study.begun, study.arms, study.folds)
 
 
-def _prepare(settings: StudySettings, folder: Path, source: Path, known: list[Arm], begun: Mapping[str, Any]) -> Study:
+def _prepare(
+    settings: StudySettings,
+    folder: Path,
+    source: Path,
+    begun: Mapping[str, Any],
+    known: Sequence[Arm] = (),
+    known_folds: Mapping[int, dict[str, list[str]]] | None = None,
+) -> Study:
+    """Everything on disk that runs need; arms and folds that a study has already stay as they are."""
     arms = add_arms(settings, source, known)
-    splits = folder / SOURCE_SPLITS
-    try:
-        folds = read_folds(source, settings.configuration, arms[0].plans, settings.folds, splits)
-        sizes = sizes_of(settings, {fold: len(cases["train"]) for fold, cases in folds.items()})
-    except (ValueError, OSError):
-        if not known:  # nothing has begun: the folder is free for the corrected command
-            splits.unlink(missing_ok=True)
-        raise
+    folds = dict(known_folds or {})
+    new = [fold for fold in settings.folds if fold not in folds]
+    folds |= read_folds(source, settings.configuration, arms[0].plans, new, folder / SOURCE_SPLITS)
+    folds = {fold: folds[fold] for fold in settings.folds}
+    sizes = sizes_of(settings, {fold: len(cases["train"]) for fold, cases in folds.items()})
+    refuse_supervised(arms, source.name, folds)
     runs = runs_of([arm.name for arm in arms], settings, sizes)
-    plans = sorted({arm.plans for arm in arms})
-    mirror = make_mirror(source, folder / PREPROCESSED, settings.configuration, plans)
+    mirror = _mirror(source, folder, settings.configuration, arms)
     study = Study(
         folder=folder,
         settings=settings,
@@ -196,28 +228,16 @@ def _prepare(settings: StudySettings, folder: Path, source: Path, known: list[Ar
         runs=runs,
         numbers=add_splits(mirror, runs, folds),
         begun=dict(begun),
+        warnings=seen_cases(arms, source.name, folds),
     )
     write_json(study.to_dict(), folder / FILE)
-    warn_of_seen_cases(study)
+    for warning in study.warnings:
+        log.warning(warning)
     return study
 
 
-def warn_of_seen_cases(study: Study) -> None:
-    """Say which weights were pretrained on images of validation cases: allowed, but another question is answered."""
-    for arm in study.arms:
-        for fold, cases in study.folds.items():
-            seen = saw_cases(arm, study.dataset, dataset_number(study.dataset), fold, cases["validation"])
-            if seen:
-                log.warning(
-                    "%s was pretrained on images of %d of the %d validation cases of fold %d (e.g. %s). No labels were "
-                    "seen, but the comparison is transductive: say so, or pretrain on fold %d.",
-                    arm.name,
-                    len(seen),
-                    len(cases["validation"]),
-                    fold,
-                    seen[0],
-                    fold,
-                )
+def _mirror(source: Path, folder: Path, configuration: str, arms: Sequence[Arm]) -> Path:
+    return make_mirror(source, folder / PREPROCESSED, configuration, sorted({arm.plans for arm in arms}))
 
 
 def label_names(labels: Mapping[str, Any]) -> dict[str, str]:
@@ -241,5 +261,8 @@ def read_result(file: Path) -> dict[str, Any] | None:
     """A run's result or failure; None where there is none."""
     if not file.is_file():
         return None
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged ({error}). Remove it, and --c runs this run again.") from error
     return content

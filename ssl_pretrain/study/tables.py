@@ -33,6 +33,7 @@ def markdown(study: Study, analysis: Analysis) -> str:
         f"# {study.dataset}, {study.settings.configuration}: pretrained against scratch",
         f"{done} of {len(analysis.outcomes)} runs. {_what(study, analysis)}",
         _markdown_table(("arm", "weights", "method", "loaded", "plans", "trainer", "compared with"), _arm_rows(study)),
+        *(f"**{warning}**" for warning in study.warnings),
         "## Dice",
         _markdown_table(SUMMARY, summary_rows(analysis)),
         "## Pretrained - scratch",
@@ -134,8 +135,13 @@ def _what(study: Study, analysis: Analysis) -> str:
 
 
 def _size(row: Mapping[str, Any]) -> str:
-    cases = f"{row['cases']:g}"
-    return str(row["size"]) if str(row["size"]).startswith(f"{cases} case") else f"{row['size']} ({cases} cases)"
+    return " ".join(size_lines(str(row["size"]), row["cases"]))
+
+
+def size_lines(label: str, cases: float) -> list[str]:
+    """Label of an amount of training data, and what it is in cases where that says more."""
+    count = f"{cases:g} case{'' if cases == 1 else 's'}"
+    return [label] if label == count else [label, f"({count})"]
 
 
 def _failure(outcome: Outcome) -> str:

@@ -20,14 +20,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.files import write_json
+from ssl_pretrain.study.arms import check_weights
 from ssl_pretrain.study.design import Run
 from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
 from ssl_pretrain.study.results import mean_dice
 from ssl_pretrain.study.study import FAILURE, LOG, RESULT, Study, versions
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth")
+LOCK = "lock"
+BUSY = 75
+"""Exit status of a run that another process is at; ``EX_TEMPFAIL`` of sysexits.h."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,21 +48,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threading.Thread(target=end_with_parent, daemon=True).start()
     study = Study.read(given.folder.resolve())
     run = study.run(given.run)
-    if study.is_done(run):
-        return 0
     folder = study.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FAILURE).unlink(missing_ok=True)
-    checkpoint = unfinished(folder)
-    if checkpoint is None:
-        shutil.rmtree(folder / RESULTS, ignore_errors=True)
-    write_output_to(folder / LOG, append=checkpoint is not None)
     try:
-        write_json(fine_tune(study, run, checkpoint, given.threads or available_cores()), folder / RESULT)
-    except Exception as error:
-        traceback.print_exc()
-        write_json({"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"}, folder / FAILURE)
-        return 1
+        # The system lets go of it when this process ends, however it ends.
+        with FileLock(folder / LOCK, timeout=0):
+            return perform(study, run, given.threads or available_cores())
+    except Timeout:
+        sys.stderr.write(f"{run.name} is being run by another process.\n")
+        return BUSY
+
+
+def perform(study: Study, run: Run, threads: int) -> int:
+    """Do a run that nobody else is at, unless it is done; returns the exit status."""
+    folder = study.run_folder(run)
+    if not study.is_done(run):
+        (folder / FAILURE).unlink(missing_ok=True)
+        checkpoint = unfinished(folder)
+        if checkpoint is None:
+            shutil.rmtree(folder / RESULTS, ignore_errors=True)
+        write_output_to(folder / LOG, append=checkpoint is not None)
+        try:
+            write_json(fine_tune(study, run, checkpoint, threads), folder / RESULT)
+        except Exception as error:
+            traceback.print_exc()
+            write_json({"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"}, folder / FAILURE)
+            return 1
     if not study.settings.keep_checkpoints:
         for file in (folder / RESULTS).rglob("checkpoint_*.pth"):
             file.unlink()
@@ -100,7 +117,9 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
         checkpoint: to go on from; None to begin.
         threads: cores that are the run's.
     """
-    folder, settings = study.run_folder(run), study.settings
+    folder, settings, arm = study.run_folder(run), study.settings, study.arm(run.arm)
+    if checkpoint is None:
+        check_weights([arm])
     if settings.device == "cpu":
         keep_freed_memory()
     started = time.perf_counter()
@@ -114,7 +133,7 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
     torch.set_num_threads(threads if settings.device == "cpu" else 1)
     if env["nnUNet_def_n_proc"] == "1":
         training.validate_in_threads()
-    number, arm = study.numbers[run.subset], study.arm(run.arm)
+    number = study.numbers[run.subset]
     trainer, loaded = training.build_trainer(settings, study.dataset, arm, number, run.seed, checkpoint)
     # Again: networks and files of weights have drawn differently, and a run that goes on must not see the same again.
     training.seed_everything(run.seed + 1000 * trainer.current_epoch)
@@ -130,6 +149,7 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
         trainer.logger.get_value("epoch_start_timestamps", None),
         trainer.logger.get_value("epoch_end_timestamps", None),
     )
+    in_epochs = sum(end - start for start, end in zip(*times, strict=True))
     summary = Path(trainer.output_folder) / "validation" / "summary.json"
     return {
         **read_summary(summary, study.labels, study.folds[run.fold]["validation"], trainer.dataset_json["file_ending"]),
@@ -137,9 +157,10 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
         "continued": checkpoint is not None,
         "trained": facts_about(trainer),
         "seconds": {
-            "training": round(sum(end - start for start, end in zip(*times, strict=True)), 2),
+            "training": round(in_epochs, 2),
             "validation": round(now - trained, 2),
-            "process": round(now - started, 2),
+            # Of a run that was stopped, the epochs of earlier processes count as well.
+            "process": round(max(now - started, in_epochs + now - trained), 2),
         },
         "machine": {**machine(settings.device), "threads": threads},
         "versions": versions(),
@@ -164,6 +185,9 @@ def facts_about(trainer: Any) -> dict[str, Any]:
 def read_summary(summary: Path, labels: Mapping[str, str], cases: Sequence[str], ending: str) -> dict[str, Any]:
     """Dice of every validation case and label from nnU-Net's ``summary.json``, and their means.
 
+    A label that no validation case has does not count, whatever a run predicts: nnU-Net gives it Dice 0 if one voxel
+    of it was predicted and none if not, so two runs would be means over different labels.
+
     Args:
         summary: the file.
         labels: its keys of labels -> their names.
@@ -174,10 +198,13 @@ def read_summary(summary: Path, labels: Mapping[str, str], cases: Sequence[str],
         ValueError: other cases were predicted.
     """
     content = json.loads(summary.read_text(encoding="utf-8"))
+    entries = content["metric_per_case"]
+    there = {key for key in labels if any(entry["metrics"][key]["n_ref"] for entry in entries)}
     per_case = {}
-    for entry in content["metric_per_case"]:
+    for entry in entries:
         name = Path(entry["prediction_file"]).name.removesuffix(ending)
-        per_case[name] = {labels[key]: _number(entry["metrics"][key]["Dice"]) for key in labels}
+        dice = {key: entry["metrics"][key]["Dice"] if key in there else None for key in labels}
+        per_case[name] = {labels[key]: _number(value) for key, value in dice.items()}
     if set(per_case) != set(cases):
         raise ValueError(
             f"{summary} is about {len(per_case)} cases, not the {len(cases)} validation cases of the study."

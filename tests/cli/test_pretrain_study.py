@@ -44,6 +44,15 @@ def test_emitting_prints_the_script_and_nothing_else(begun):
     assert len(study.pending) == 2
 
 
+def test_emitting_warns_beside_the_script(typed, tmp_path, capsys):
+    file = write_weights(tmp_path / "all", dataset="7", fold="all")
+    assert main([*typed, "-w", str(file), "--emit", "slurm"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("#!/bin/bash\n") and "transductive" not in shown.out
+    assert "SparK was pretrained on images of 2 of the 2 validation cases" in shown.err
+    assert "transductive" in Study.read(tmp_path / "study").warnings[0]
+
+
 def test_the_array_script_is_a_script(begun, tmp_path):
     """bash runs it as SLURM would, here with a program that only shows what it was called with."""
     script = begun[1].replace(f"exec {sys.executable}", "exec echo")
@@ -131,6 +140,7 @@ def test_what_is_not_typed_stays_as_it_was(begun, typed):
         (["-jobs", "0"], "-jobs must be at least 1, got 0."),
         (["-c", "3d_planned_only"], "is not preprocessed yet"),
         (["--c", "-o", "not_there"], "holds no study: there is no study.json"),
+        (["--c", "-o", "not_there", "-device", "mps"], "holds no study: there is no study.json"),
     ],
 )
 def test_bad_input_is_one_line(typed, change, message, capsys):

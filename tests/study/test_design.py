@@ -61,6 +61,19 @@ def test_runs_are_ordered_so_that_a_stopped_study_has_whole_comparisons():
     assert slug("scratch nnUNetPlans/x: y") == "scratch_nnUNetPlans_x_y"
 
 
+def test_amounts_that_agree_in_one_of_two_folds_share_its_runs():
+    study = made(fractions=(1.0,), cases=(8,), seeds=2, folds=(0, 1))
+    sizes = sizes_of(study, {0: 8, 1: 9})
+    runs = runs_of(["scratch", "MAE"], study, sizes)
+    assert [dict(size.counts) for size in sizes] == [{0: 8, 1: 8}, {0: 8, 1: 9}]
+    assert len(runs) == len({run.name for run in runs}) == 12
+
+
+def test_a_dataset_may_be_called_by_its_number_with_zeros():
+    assert made(dataset="007").dataset == "7"
+    assert made(dataset="Dataset007_Made").dataset == "Dataset007_Made"
+
+
 def test_settings_survive_json():
     study = made(cases=(4,), fractions=(0.5,), epochs=3)
     assert StudySettings.from_dict(json.loads(json.dumps(study.to_dict()))) == study

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from ssl_pretrain.study.launch import gather, slurm_script
 from ssl_pretrain.study.results import analyse, mean_dice
 from ssl_pretrain.study.statistics import bootstrap_difference
 from ssl_pretrain.study.study import FAILURE, LOG, Study, begin
-from ssl_pretrain.study.tables import console, markdown
+from ssl_pretrain.study.tables import console, markdown, size_lines
 from ssl_pretrain.study.worker import read_summary, unfinished
 
 LEVELS = {"scratch": 0.6, "SparK": 0.7}
@@ -155,9 +157,12 @@ def test_mean_dice_is_nnunets_foreground_mean():
     assert (mean, labels) == (0.375, {"x": 0.75, "y": 0.0, "z": None})
 
 
-def summary(tmp_path: Path, **cases: dict[str, float]) -> Path:
+def summary(tmp_path: Path, n_ref: dict[str, int] = MappingProxyType({}), **cases: dict[str, float]) -> Path:
     rows = [
-        {"prediction_file": f"/r/{case}.nii.gz", "metrics": {k: {"Dice": v, "IoU": 0} for k, v in values.items()}}
+        {
+            "prediction_file": f"/r/{case}.nii.gz",
+            "metrics": {k: {"Dice": v, "IoU": 0, "n_ref": n_ref.get(k, 5)} for k, v in values.items()},
+        }
         for case, values in cases.items()
     ]
     file = tmp_path / "summary.json"
@@ -176,6 +181,55 @@ def test_dice_is_read_from_nnunets_summary(tmp_path):
     file = summary(tmp_path, a={"1": math.nan})
     with pytest.raises(ValueError, match=r"No validation case has a label .*Choose another fold"):
         read_summary(file, {"1": "tip"}, ["a"], ".nii.gz")
+
+
+def test_a_label_that_no_validation_case_has_does_not_count_even_if_it_was_predicted(tmp_path):
+    labels = {"1": "tip", "2": "rare"}
+    missed = summary(tmp_path, {"2": 0}, a={"1": 0.5, "2": math.nan}, b={"1": 0.7, "2": math.nan})
+    quiet = read_summary(missed, labels, ["a", "b"], ".nii.gz")
+    found = summary(tmp_path, {"2": 0}, a={"1": 0.5, "2": 0.0}, b={"1": 0.7, "2": math.nan})
+    assert read_summary(found, labels, ["a", "b"], ".nii.gz") == quiet
+    assert (quiet["dice"], quiet["labels"]["rare"]) == (pytest.approx(0.6), None)
+
+
+def test_pairs_count_for_a_label_where_both_runs_have_it(tmp_path, monkeypatch, recwarn):
+    write_home(tmp_path / "home", monkeypatch)
+    study = begin(settings(write_weights(tmp_path / "weights"), folds=(0, 1), cases=(2,)), tmp_path / "study")
+    for run in study.runs:
+        content = finish(study, run, LEVELS[run.arm])
+        for i, values in enumerate(content["per_case"].values()):
+            # Nobody has it in fold 1, and one run lost it in a case of fold 0.
+            values["rare"] = None if run.fold == 1 else (run.seed + i) / 10 + (0.25 if run.arm == "SparK" else 0)
+        content["dice"], content["labels"] = mean_dice(content["per_case"])
+        write_json(content, study.run_folder(run) / "result.json")
+    study.labels["9"] = "rare"
+    organ, rare = analyse(study).labels
+    assert (organ["label"], organ["pairs"]) == (LABEL, 6)
+    assert (rare["pairs"], rare["difference"]) == (3, pytest.approx(0.25))
+    assert (rare["low"], rare["high"]) == pytest.approx((0.25, 0.25))
+    assert not [w for w in recwarn.list if "NaN" in str(w.message)]
+
+
+def test_an_amount_is_told_in_cases_once():
+    assert size_lines("4 cases", 4) == ["4 cases"]
+    assert size_lines("10 %", 10) == ["10 %", "(10 cases)"]
+    assert size_lines("5 %", 1) == ["5 %", "(1 case)"]
+    assert size_lines("50 %", 4.5) == ["50 %", "(4.5 cases)"]
+
+
+def test_warnings_are_in_the_tables(study):
+    warned = replace(study, warnings=["SparK has seen it all."])
+    assert "**SparK has seen it all.**" in markdown(warned, analyse(warned))
+    gather(warned)
+    assert Study.read(study.folder).warnings == ["SparK has seen it all."]
+
+
+def test_a_damaged_result_is_named(study):
+    file = study.run_folder(study.runs[0]) / "result.json"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(ValueError, match=r"seed0/result.json is damaged .*Remove it, and --c runs this run again"):
+        analyse(study)
 
 
 def test_a_finished_training_is_validated_and_a_stopped_one_goes_on(tmp_path):

@@ -60,7 +60,8 @@ def test_the_bootstrap_interval_is_that_of_a_loop_over_the_same_draws(folds):
     ours = [made_scores(rng, 4, 6, 3) for _ in range(folds)]
     theirs = [made_scores(rng, 4, 6, 3) for _ in range(folds)]
     draws, resamples = np.random.default_rng(3), 500
-    counts = [(resample_counts(draws, 4, resamples), resample_counts(draws, 6, resamples)) for _ in range(folds)]
+    of_runs = resample_counts(draws, 4 * folds, resamples).reshape(resamples, folds, 4)
+    counts = [(of_runs[:, fold], resample_counts(draws, 6, resamples)) for fold in range(folds)]
     means = []
     for i in range(resamples):
         differences = []
@@ -78,6 +79,23 @@ def test_the_interval_of_equal_sides_is_zero_and_that_of_one_pair_is_none():
     assert bootstrap_difference([scores], [scores], resamples=50) == (0, 0)
     assert bootstrap_difference([scores + 0.25], [scores], resamples=50) == pytest.approx((0.25, 0.25))
     assert all(math.isnan(end) for end in bootstrap_difference([scores[:1]], [scores[:1]], resamples=50))
+
+
+def test_one_run_in_each_of_several_folds_has_an_interval_of_runs():
+    differences = np.array([0.01, 0.05, -0.02, 0.03, 0.0])
+    ours = [np.full((1, 4, 1), 0.5 + difference) for difference in differences]
+    found = bootstrap_difference(ours, [np.full((1, 4, 1), 0.5)] * 5, resamples=1000, seed=3)
+    means = resample_counts(np.random.default_rng(3), 5, 1000) @ differences / 5
+    assert found == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+
+def test_a_draw_of_cases_without_the_label_leaves_that_run_out(recwarn):
+    """Two runs, one of which has the label in one of its two cases: the other run's difference is left."""
+    ours, theirs = np.full((2, 2, 1), 0.75), np.full((2, 2, 1), 0.5)
+    ours[1, 0] = math.nan
+    assert bootstrap_difference([ours], [theirs], resamples=200) == pytest.approx((0.25, 0.25))
+    assert all(math.isnan(end) for end in bootstrap_difference([ours * math.nan], [theirs], resamples=200))
+    assert not recwarn.list
 
 
 def test_pairs_stay_together():

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_data import NAME
+from filelock import FileLock
+from made_data import NAME, volume, write_case
 from made_study import contents, finish, read, settings, write_home, write_weights
 
+from ssl_pretrain.study import worker
 from ssl_pretrain.study.arms import scratch_trainer
+from ssl_pretrain.study.launch import Launcher
 from ssl_pretrain.study.study import Study, begin, label_names, resume
 from ssl_pretrain.transfer.adapt import Target, adapt_weights, save_content
 
@@ -155,6 +158,136 @@ def test_a_study_of_other_settings_is_refused_with_what_differs(study, weights):
         resume(wanted, study.folder)
     with pytest.raises(FileExistsError, match=r"holds a study already. Continue it with --c, or choose another folder"):
         begin(study.settings, study.folder)
+
+
+def test_folds_of_a_study_stay_when_cases_are_added(tmp_path, dataset, weights):
+    """Fold 7 is in no file of splits: nnU-Net's rule draws it from the cases there are."""
+    study = begin(settings(weights, folds=(7,)), tmp_path / "study")
+    for i in range(10, 13):
+        write_case(dataset / "nnUNetPlans_3d_fullres", f"case_{i}", volume(i))
+        (dataset / "gt_segmentations" / f"case_{i}.nii.gz").touch()
+    fresh = begin(settings(weights, folds=(7,)), tmp_path / "fresh")
+    assert fresh.folds != study.folds
+    assert resume(replace(study.settings, seeds=4), study.folder).folds == study.folds
+
+
+def test_a_beginning_that_was_stopped_can_be_begun_again(tmp_path, dataset, weights):
+    study = begin(settings(weights), tmp_path / "study")
+    (study.folder / "study.json").unlink()
+    (mirror_of(study) / "splits_final.json").write_text("[", encoding="utf-8")
+    again = begin(settings(weights), tmp_path / "study")
+    assert again == replace(study, begun=again.begun)
+
+
+def test_data_that_have_moved_are_linked_again(study, dataset, monkeypatch):
+    moved = dataset.parents[1] / "elsewhere"
+    dataset.parent.rename(moved)
+    monkeypatch.setenv("nnUNet_preprocessed", str(moved))
+    data = mirror_of(study) / "nnUNetPlans_3d_fullres"
+    assert not any(file.exists() for file in data.iterdir())
+    resume(study.settings, study.folder)
+    assert contents(data) == contents(moved / NAME / data.name)
+
+
+def test_settings_that_touch_no_run_need_no_weights(study, weights):
+    for run in study.runs:
+        finish(study, run, 0.5)
+    weights.unlink()
+    resume(replace(study.settings, collapsed_below=0.25), study.folder)
+    assert Study.read(study.folder).settings.collapsed_below == 0.25
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', '{"settings": {"x": 2}}', '{"settings": 3}'])
+def test_a_file_of_another_program_is_named(study, content):
+    (study.folder / "study.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"study.json is not what this command writes \(.*\). Choose another folder"):
+        Study.read(study.folder)
+
+
+def test_a_file_is_no_folder(tmp_path, dataset, weights):
+    (tmp_path / "study").touch()
+    with pytest.raises(FileExistsError, match=r"study is a file. Choose a folder with -o"):
+        begin(settings(weights), tmp_path / "study")
+
+
+def test_a_schedule_that_the_epochs_are_too_few_for_is_refused(tmp_path, dataset, weights):
+    with pytest.raises(ValueError, match=r"frozen100 freezes the encoder for 100 epochs, and the run has 2"):
+        begin(settings(weights, trainer="ResEncTrainer_ft_frozen100", epochs=2), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"frozen100 .* the run has 2"):
+        begin(settings(weights, scratch_trainer="ResEncTrainer_scratch_frozen100", epochs=2), tmp_path / "b")
+    begin(settings(weights, trainer="ResEncTrainer_ft_frozen100", epochs=None), tmp_path / "c")
+
+
+def test_networks_that_nnunet_trained_with_the_labels_of_validation_cases_are_refused(tmp_path, dataset, weights):
+    def trained_on(fold, of=NAME):
+        arguments = {"plans": {"dataset_name": of, "plans_name": "p"}, "configuration": "3d_fullres", "fold": fold}
+        content = {
+            "network_weights": torch.load(weights)["network_weights"],
+            "trainer_name": "nnUNetTrainer",
+            "init_args": arguments,
+        }
+        file = tmp_path / f"{of}_{fold}" / "checkpoint_final.pth"
+        file.parent.mkdir()
+        torch.save(content, file)
+        return file
+
+    for fold in (1, "all"):
+        with pytest.raises(
+            ValueError, match=rf"with the labels of {NAME}, fold {fold}: validation cases of fold 0 are"
+        ):
+            begin(settings(trained_on(fold)), tmp_path / f"study {fold}")
+    assert begin(settings(trained_on(0)), tmp_path / "same").arms[1].name == f"{NAME}_0"
+    assert begin(settings(trained_on(1, "Dataset099_Other")), tmp_path / "other").arms[1].loaded > 0.5
+
+
+def test_one_content_is_one_arm_and_says_so(tmp_path, dataset, weights, caplog):
+    copy = tmp_path / "copy.pth"
+    copy.write_bytes(weights.read_bytes())
+    with caplog.at_level(logging.WARNING, "ssl_pretrain"):
+        study = begin(settings(weights, copy), tmp_path / "study")
+    assert [arm.name for arm in study.arms] == ["scratch", "SparK"]
+    assert f"{copy} has the content of {weights}: one arm, SparK, for both." in caplog.text
+
+
+def test_files_without_a_method_are_named_by_what_tells_them_apart(tmp_path, dataset, weights, monkeypatch):
+    content = torch.load(weights)["network_weights"]
+    files = []
+    for i, name in enumerate(("swin 48.pth", "swin 96.pth", "fold_1/checkpoint_final.pth", "model_final.pth")):
+        file = tmp_path / "theirs" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"network_weights": {key: value + i for key, value in content.items()}}, file)
+        files.append(file)
+    study = begin(settings(*files), tmp_path / "study")
+    assert [arm.name for arm in study.arms[1:]] == ["swin 48", "swin 96", "fold_1", "theirs"]
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(study, capfd):
+    run = study.runs[0]
+    study.run_folder(run).mkdir(parents=True)
+    with FileLock(study.run_folder(run) / worker.LOCK):
+        assert worker.main([str(study.folder), run.name]) == worker.BUSY
+        assert "scratch/2cases_fold0_seed0 is being run by another process." in capfd.readouterr().err
+        Launcher(study, jobs=1).start(run)
+    assert {file.name for file in study.run_folder(run).iterdir()} == {worker.LOCK}
+    finish(study, run, 0.5)
+    assert worker.main([str(study.folder), run.name]) == 0, "it is free again"
+
+
+def test_weights_that_change_after_the_beginning_are_not_trained_from(study, weights):
+    write_weights(weights.parent, seed=5)
+    run = study.run("SparK/2cases_fold0_seed0")
+    with pytest.raises(ValueError, match=r"is not the file that arm SparK of this study began with"):
+        worker.fine_tune(study, run, None, 1)
+
+
+def test_checkpoints_that_a_killed_run_left_are_deleted(study):
+    run = study.runs[0]
+    finish(study, run, 0.5)
+    left = study.run_folder(run) / "nnUNet_results" / "fold_0" / "checkpoint_latest.pth"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert worker.main([str(study.folder), run.name]) == 0
+    assert left.parent.is_dir() and not left.exists()
 
 
 def test_folders_that_hold_no_study_are_refused(tmp_path, dataset, weights):

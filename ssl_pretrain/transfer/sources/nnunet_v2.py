@@ -26,6 +26,7 @@ def read(opened: Opened) -> Reading:
         "dataset_name": plans.get("dataset_name"),
         "plans_name": plans.get("plans_name"),
         "configuration": configuration,
+        "fold": None if arguments.get("fold") is None else str(arguments.get("fold")),
     }
     metadata = {name: value for name, value in said.items() if isinstance(value, str)}
     return Reading(ORIGIN, opened.tensors, patch=_patch(plans, configuration), metadata=metadata)

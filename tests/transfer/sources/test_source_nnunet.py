@@ -150,5 +150,6 @@ def test_a_checkpoint_of_version_2_says_the_patch_of_its_plans(configurations, c
         "trainer_name": "nnUNetTrainer",
         "dataset_name": "Dataset004_Hippocampus",
         "plans_name": "nnUNetPlans",
+        "fold": "0",
         "configuration": configuration,
     }

@@ -1,0 +1,82 @@
+"""The tables of ``documentation/results.md`` are what the recorded runs say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+
+import pytest
+from conftest import REPOSITORY
+
+from ssl_pretrain.study.results import analyse
+from ssl_pretrain.study.study import RESULT, Study
+from ssl_pretrain.study.tables import markdown
+
+PAGE = REPOSITORY / "documentation" / "results.md"
+RECORDED = sorted((REPOSITORY / "benchmarks" / "results").glob("cpu_study_*.json"))
+
+
+def restored(content, folder):
+    """The study's folder, as far as a page needs it."""
+    (folder / "study.json").write_text(json.dumps(content))
+    study = Study.read(folder)
+    for run, entry in zip(study.runs, content["runs"], strict=True):
+        assert run.name == entry["name"]
+        place = study.run_folder(run)
+        place.mkdir(parents=True)
+        filled = {**entry, "trained": content["trained"], "machine": content["machine"]}
+        (place / RESULT).write_text(json.dumps(filled))
+    return study
+
+
+@pytest.fixture
+def study_page(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    return importlib.import_module("benchmarks.study_page")
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
+def test_tables_follow_from_the_recorded_runs(file, tmp_path, study_page):
+    content = json.loads(file.read_text())
+    study = restored(content, tmp_path)
+    rows = [line for line in study_page.tables(markdown(study, analyse(study))).splitlines() if line.startswith("|")]
+    page = PAGE.read_text().splitlines()
+    assert len(rows) > len(content["summary"]) + len(content["differences"]) + len(content["labels"])
+    assert [row for row in rows if row not in page] == []
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
+def test_no_run_is_missing_and_none_was_validated_on_its_training_cases(file):
+    content = json.loads(file.read_text())
+    assert {run["status"] for run in content["runs"]} == {"done"}
+    assert len(content["runs"]) == len(content["arms"]) * len(content["sizes"]) * content["settings"]["seeds"]
+    for run in content["runs"]:
+        fold = content["dataset"]["folds"][str(run["fold"])]
+        assert set(run["per_case"]) == set(fold["validation"])
+        assert not set(fold["train"]) & set(fold["validation"])
+
+
+def test_every_recorded_study_is_on_the_page():
+    assert RECORDED
+    named = set(re.findall(r"results/(cpu_study_\w+)\.json", PAGE.read_text()))
+    assert named == {file.stem for file in RECORDED}
+
+
+def test_what_is_recorded_has_no_path_of_a_machine(study_page):
+    arm = {"name": "MAE", "weights": "/home/me/work/pretrained/MAE/checkpoint_final.pth"}
+    run = {"trained": {"steps": 2, "train_loss": [0.5, 0.25]}, "machine": {"system": "a"}, "versions": {}, "dice": 0.5}
+    study = {
+        "settings": {"weights": [arm["weights"]]},
+        "arms": [{"name": "scratch", "weights": None}, arm],
+        "machine": {"device": "b", "system": "a"},
+        "runs": [run],
+    }
+    assert study_page.portable(study) == {
+        "settings": {"weights": ["MAE/checkpoint_final.pth"]},
+        "arms": [{"name": "scratch", "weights": None}, {"name": "MAE", "weights": "MAE/checkpoint_final.pth"}],
+        "machine": {"device": "b"},
+        "trained": {"steps": 2},
+        "runs": [{"dice": 0.5, "last_loss": 0.25}],
+    }
+    assert "trained" in run
