@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,8 +24,8 @@ STOCK_TRAINER = "nnUNetTrainer"
 TRAINERS = {"Primus": "PrimusTrainer_ft", "ViT": "UNETRTrainer_ft"}
 """How names of networks begin that nnU-Net's own trainer cannot build -> the trainer that can."""
 
-USUAL_NAMES = ("checkpoint", "model")
-"""How files begin that are called the same in every folder."""
+USUAL_NAMES = re.compile(r"(checkpoint|model|weights)(_(final|best|latest|last))?")
+"""Names of files that are called the same in every folder."""
 
 LITTLE = 0.3
 """Share of a network's parameters; a file that gives less is worth a warning."""
@@ -255,7 +256,7 @@ def _name_of(source: str) -> str:
     if is_reference(source):
         return source.removeprefix("hf://").split("/")[1]
     file = Path(source)
-    return file.parent.name if file.stem.startswith(USUAL_NAMES) else file.stem
+    return file.parent.name if USUAL_NAMES.fullmatch(file.stem) else file.stem
 
 
 def _unique(name: str, source: str, arms: Sequence[Arm]) -> str:
