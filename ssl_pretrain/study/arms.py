@@ -75,6 +75,13 @@ def local_file(source: str) -> Path:
     return file
 
 
+def is_gone(source: str) -> bool:
+    """Whether a file that a study began with is no longer there; one on the Hub always is."""
+    from ssl_pretrain.transfer.sources.hub import is_reference
+
+    return not is_reference(source) and not Path(source).is_file()
+
+
 def digest(file: Path) -> str:
     """SHA-256 of a file."""
     found = hashlib.sha256()

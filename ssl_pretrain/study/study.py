@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from ssl_pretrain.data.locate import find_dataset, read_json
 from ssl_pretrain.files import write_json
-from ssl_pretrain.study.arms import Arm, add_arms, check_weights
+from ssl_pretrain.study.arms import Arm, add_arms, check_weights, digest, is_gone, local_file
 from ssl_pretrain.study.design import MAY_CHANGE, Run, Size, StudySettings, disagreements, runs_of, sizes_of
 from ssl_pretrain.study.leaks import refuse_supervised, seen_cases
 from ssl_pretrain.study.machine import PREPROCESSED, machine
@@ -180,7 +180,8 @@ def resume(settings: StudySettings, folder: Path) -> Study:
         FileNotFoundError: there is no study in the folder, or a file of weights is gone.
         ValueError: other settings, with the list of what differs; or a file of weights that has changed.
     """
-    study = Study.read(folder)
+    stored = Study.read(folder)
+    study = follow_weights(stored, settings.weights)
     if differing := disagreements(study.settings, settings):
         raise ValueError(
             f"{folder} holds a study with other settings: {'; '.join(differing)}. Leave these flags out to go on with "
@@ -192,11 +193,30 @@ def resume(settings: StudySettings, folder: Path) -> Study:
         check_weights(arm for arm in study.arms if arm.name in needed)
         if needed and is_broken(folder / PREPROCESSED):
             _mirror(find_dataset(study.dataset), folder, settings.configuration, study.arms)
-        if settings != study.settings:
+        if settings != stored.settings:
             study = replace(study, settings=settings)
             write_json(study.to_dict(), folder / FILE)
         return study
     return _prepare(settings, folder, find_dataset(study.dataset), study.begun, study.arms, study.folds)
+
+
+def follow_weights(study: Study, wanted: Iterable[str]) -> Study:
+    """The study with the new places of files of weights that have moved; their content tells which they are.
+
+    Args:
+        study: as it is on disk.
+        wanted: files that are named now.
+
+    Raises:
+        FileNotFoundError: one of these is not there.
+    """
+    gone = {arm.sha256: arm.weights for arm in study.arms if arm.weights and is_gone(arm.weights)}
+    news = [source for source in wanted if source not in study.settings.weights] if gone else []
+    digests = {source: digest(local_file(source)) for source in news}
+    places = {gone[sha256]: source for source, sha256 in digests.items() if sha256 in gone}
+    moved = tuple(places.get(source, source) for source in study.settings.weights)
+    arms = [replace(a, weights=a.weights and places.get(a.weights, a.weights)) for a in study.arms]
+    return replace(study, settings=replace(study.settings, weights=moved), arms=arms)
 
 
 def _prepare(

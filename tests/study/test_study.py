@@ -189,6 +189,22 @@ def test_data_that_have_moved_are_linked_again(study, dataset, monkeypatch):
     assert contents(data) == contents(moved / NAME / data.name)
 
 
+def test_weights_that_have_moved_are_followed_by_their_content(study, weights, tmp_path):
+    place = tmp_path / "new place.pth"
+    weights.rename(place)
+    with pytest.raises(FileNotFoundError, match=r"does not exist"):
+        resume(study.settings, study.folder)
+    other = write_weights(tmp_path / "other", seed=3)
+    with pytest.raises(ValueError, match=r"other settings: -w was .*checkpoint_final.pth and is .*other"):
+        resume(replace(study.settings, weights=(str(other),)), study.folder)
+    moved = resume(replace(study.settings, weights=(str(place),)), study.folder)
+    assert moved.arms == [study.arms[0], replace(study.arms[1], weights=str(place))]
+    assert Study.read(study.folder) == moved
+    assert resume(moved.settings, study.folder) == moved
+    grown = resume(replace(moved.settings, weights=(str(other), str(place))), study.folder)
+    assert [arm.name for arm in grown.arms] == ["scratch", "SparK", "SparK other"]
+
+
 def test_settings_that_touch_no_run_need_no_weights(study, weights):
     for run in study.runs:
         finish(study, run, 0.5)
