@@ -28,7 +28,7 @@ def draw_study(study: Study, analysis: Analysis, target: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    figure = new_figure(max(5.5, 1.6 + 1.5 * len(study.sizes)), 4.6)
+    figure = new_figure(max(6.8, 2.9 + 1.5 * len(study.sizes)), 4.6)
     axes = figure.add_subplot()
     for i, arm in enumerate(study.arms):
         offset = SPREAD * ((i + 0.5) / len(study.arms) - 0.5) * 2
@@ -62,6 +62,7 @@ def draw_study(study: Study, analysis: Analysis, target: Path) -> None:
     axes.set_ylabel("Dice, validation cases")
     axes.set_title(f"{study.dataset}: every run; line: median; cross: collapsed", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    # Beside the axes: dots may be anywhere in them.
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     figure.tight_layout()
     save_figure(figure, target, dpi=130)
