@@ -145,27 +145,25 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
     trained = time.perf_counter()
     trainer.perform_actual_validation(False)
     now = time.perf_counter()
-    times = (
-        trainer.logger.get_value("epoch_start_timestamps", None),
-        trainer.logger.get_value("epoch_end_timestamps", None),
-    )
-    in_epochs = sum(end - start for start, end in zip(*times, strict=True))
     summary = Path(trainer.output_folder) / "validation" / "summary.json"
     return {
         **read_summary(summary, study.labels, study.folds[run.fold]["validation"], trainer.dataset_json["file_ending"]),
         "loaded": loaded,
         "continued": checkpoint is not None,
         "trained": facts_about(trainer),
-        "seconds": {
-            "training": round(in_epochs, 2),
-            "validation": round(now - trained, 2),
-            # Of a run that was stopped, the epochs of earlier processes count as well.
-            "process": round(max(now - started, in_epochs + now - trained), 2),
-        },
+        "seconds": durations(trainer, validation=now - trained, process=now - started),
         "machine": {**machine(settings.device), "threads": threads},
         "versions": versions(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def durations(trainer: Any, validation: float, process: float) -> dict[str, float]:
+    """Seconds that a run took; of one that was stopped, the epochs of earlier processes count as well."""
+    times = (trainer.logger.get_value(f"epoch_{end}_timestamps", None) for end in ("start", "end"))
+    training = sum(end - start for start, end in zip(*times, strict=True))
+    taken = {"training": training, "validation": validation, "process": max(process, training + validation)}
+    return {name: round(value, 2) for name, value in taken.items()}
 
 
 def facts_about(trainer: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from made_study import settings, write_home, write_weights
 from ssl_pretrain.study import training
 from ssl_pretrain.study.arms import Arm
 from ssl_pretrain.study.machine import available_cores, machine, processor, run_environment
+from ssl_pretrain.study.worker import durations
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +152,15 @@ def test_every_generator_is_seeded():
         drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))  # noqa: NPY002 - batchgenerators' own
     assert drawn[0] == drawn[1]
     assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
+
+
+def test_a_run_that_was_stopped_takes_as_long_as_all_its_processes():
+    trainer, _ = build()
+    for epoch, (start, end) in enumerate(((0.0, 8.0), (10.0, 19.0), (500.0, 507.5))):
+        trainer.logger.log("epoch_start_timestamps", start, epoch)
+        trainer.logger.log("epoch_end_timestamps", end, epoch)
+    assert durations(trainer, validation=2.25, process=12.0) == {"training": 24.5, "validation": 2.25, "process": 26.75}
+    assert durations(trainer, validation=2.25, process=30.0)["process"] == 30.0
 
 
 def test_the_environment_of_a_run_is_small_and_the_users_choice_stays():
