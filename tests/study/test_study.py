@@ -14,7 +14,7 @@ from made_data import NAME, volume, write_case
 from made_study import contents, finish, read, settings, write_home, write_weights
 
 from ssl_pretrain.study import worker
-from ssl_pretrain.study.arms import scratch_trainer
+from ssl_pretrain.study.arms import _name_of, scratch_trainer
 from ssl_pretrain.study.launch import Launcher
 from ssl_pretrain.study.study import Study, begin, label_names, resume
 from ssl_pretrain.transfer.adapt import Target, adapt_weights, save_content
@@ -277,13 +277,19 @@ def test_files_without_a_method_are_named_by_what_tells_them_apart(tmp_path, dat
     assert [arm.name for arm in study.arms[1:]] == ["swin 48", "swin 96", "fold_1", "theirs"]
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(study, capfd):
+def test_a_file_on_the_hub_is_named_by_its_repository():
+    assert _name_of("hf://somebody/swin-ct/checkpoint_final.pth") == "swin-ct"
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(study, capfd, caplog):
     run = study.runs[0]
     study.run_folder(run).mkdir(parents=True)
     with FileLock(study.run_folder(run) / worker.LOCK):
         assert worker.main([str(study.folder), run.name]) == worker.BUSY
         assert "scratch/2cases_fold0_seed0 is being run by another process." in capfd.readouterr().err
-        Launcher(study, jobs=1).start(run)
+        with caplog.at_level(logging.WARNING, "ssl_pretrain"):
+            Launcher(study, jobs=1).start(run)
+    assert f"{run.name} is being run by another process and is left to it" in caplog.text
     assert {file.name for file in study.run_folder(run).iterdir()} == {worker.LOCK}
     finish(study, run, 0.5)
     assert worker.main([str(study.folder), run.name]) == 0, "it is free again"
