@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import shlex
 import signal
 import subprocess
@@ -208,5 +209,6 @@ def slurm_script(study: Study, jobs: int) -> str:
 
 
 def _escaped(path: Path) -> str:
-    # sbatch reads the line without a shell: a blank ends the name unless a backslash stands before it.
-    return str(path).replace(" ", "\\ ").replace("%", "%%")
+    # sbatch reads the line without a shell: a blank ends the name, a quote opens a quotation and # a comment unless a
+    # backslash stands before it.
+    return re.sub(r"([\s\\\"'#])", r"\\\1", str(path)).replace("%", "%%")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,17 @@ def test_the_array_script_has_a_task_for_each_run_that_is_not_done(study, result
     assert f"nnUNetv2_pretrain_study -o '{study.folder}' --gather" in script
     assert str(study.folder).replace(" ", "\\ ") + "/slurm/%A_%a.txt" in script
     assert slurm_script(study, 1).count("%4") == 0
+
+
+def test_sbatch_finds_the_logs_whatever_the_folder_is_called(study, tmp_path):
+    folder = tmp_path / "Anna's #1 study, 50%"
+    folder.mkdir()
+    script = slurm_script(replace(study, folder=folder), 1)
+    (line,) = [line for line in script.splitlines() if line.startswith("#SBATCH --output=")]
+    # As sbatch, shlex knows quotes, backslashes and comments; sbatch then puts numbers for %A and %a and % for %%.
+    assert shlex.split(line.removeprefix("#SBATCH "), comments=True) == [
+        f"--output={folder}/slurm/%A_%a.txt".replace("50%", "50%%")
+    ]
 
 
 def test_there_is_nothing_to_submit_when_all_is_done(study):

@@ -15,7 +15,7 @@ from made_study import contents, finish, read, settings, write_home, write_weigh
 
 from ssl_pretrain.study import worker
 from ssl_pretrain.study.arms import _name_of, scratch_trainer
-from ssl_pretrain.study.launch import Launcher
+from ssl_pretrain.study.launch import run_all
 from ssl_pretrain.study.study import Study, begin, label_names, resume
 from ssl_pretrain.transfer.adapt import Target, adapt_weights, save_content
 
@@ -287,9 +287,13 @@ def test_a_run_that_another_process_is_at_is_left_to_it(study, capfd, caplog):
     with FileLock(study.run_folder(run) / worker.LOCK):
         assert worker.main([str(study.folder), run.name]) == worker.BUSY
         assert "scratch/2cases_fold0_seed0 is being run by another process." in capfd.readouterr().err
-        with caplog.at_level(logging.WARNING, "ssl_pretrain"):
-            Launcher(study, jobs=1).start(run)
+        for other in study.runs[1:]:
+            finish(study, other, 0.5)
+        with caplog.at_level(logging.INFO, "ssl_pretrain"):
+            analysis = run_all(study)
     assert f"{run.name} is being run by another process and is left to it" in caplog.text
+    assert f"1/1  {run.name}  no result yet" in caplog.text
+    assert {o.run.name for o in analysis.outcomes if o.status != "done"} == {run.name}
     assert {file.name for file in study.run_folder(run).iterdir()} == {worker.LOCK}
     finish(study, run, 0.5)
     assert worker.main([str(study.folder), run.name]) == 0, "it is free again"
