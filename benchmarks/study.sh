@@ -17,9 +17,14 @@
 #     NAME=tokens METHODS="MAE SimMIM" NETWORK=PrimusS SETTINGS="width=132 depth=4 heads=2" TRAINER=PrimusTrainer_ft_60ep \
 #         bash benchmarks/study.sh 4 "32 40 32" "4 8 20"
 #
+# The same methods pretrained with AdamW, which leaves a plateau sooner than SGD, on one amount of data:
+#
+#     NAME=adamw METHODS="MAE S3D ModelsGenesis" FLAGS="-optimizer adamw -lr 0.001" PLANS=nnUNetPlans_5mm TUNING=20 \
+#         bash benchmarks/study.sh 221 "32 32 32" "6"
+#
 # Dataset, patch, numbers of labelled cases. WORK, PLANS, EPOCHS and ITERS (of pretraining), TUNING (epochs of 50 steps of
-# fine-tuning, unless the trainer's name says how many), SEEDS, JOBS and PYTHON can be set. What is done already is not
-# done again.
+# fine-tuning, unless the trainer's name says how many), FLAGS (more flags of pretraining), SEEDS, JOBS and PYTHON can be
+# set. What is done already is not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DATASET=$1 PATCH=$2 CASES=$3
@@ -43,7 +48,7 @@ for method in $METHODS; do
         if [ -f "$folder/checkpoint_latest.ckpt" ]; then resume=(--c); fi
         nnUNetv2_pretrain "$DATASET" 3d_fullres 0 -m "$method" -p "${PLANS}_small" -network "$NETWORK" "${settings[@]}" \
             -epochs "${EPOCHS:-40}" -iters "${ITERS:-50}" -val_iters 5 \
-            -batch_size 2 -num_workers 0 -device cpu -o "$folder" "${resume[@]}"
+            -batch_size 2 -num_workers 0 -device cpu ${FLAGS:-} -o "$folder" "${resume[@]}"
     fi
     weights+=("$folder/checkpoint_final.pth")
 done

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,12 @@ from ssl_pretrain.files import write_atomic
 from ssl_pretrain.report.progress import COLUMNS, draw_progress
 
 log = logging.getLogger("ssl_pretrain")
+
+JUDGED_FROM = 10
+"""Epochs; of shorter runs nobody expects that the loss falls."""
+
+FLAT = 0.95
+"""Share of the first epoch's validation loss; a run that ends above it has hardly learned."""
 
 
 class History(Callback):
@@ -171,6 +178,21 @@ class LossMean:
     def state(self) -> tuple[float, int]:
         """Arguments that make an equal one."""
         return float(self.total), self.count
+
+
+def flat_validation(rows: Sequence[Mapping[str, float]]) -> tuple[float, float] | None:
+    """Validation loss of the first epoch and mean of the last tenth of the epochs, if it has hardly fallen.
+
+    Args:
+        rows: of :class:`History`.
+
+    Returns:
+        None if it has fallen, or the run is too short or without validation.
+    """
+    if len(rows) < JUDGED_FROM:
+        return None
+    first, last = rows[0]["val_loss"], fmean(row["val_loss"] for row in rows[-(len(rows) // 10) :])
+    return (first, last) if last > FLAT * first else None
 
 
 def format_seconds(seconds: float) -> str:

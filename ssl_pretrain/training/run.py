@@ -32,7 +32,7 @@ from ssl_pretrain.training.checkpoints import (
 from ssl_pretrain.training.display import Bar, Pictures
 from ssl_pretrain.training.fine_tuning import finetune_command, write_plans
 from ssl_pretrain.training.guards import FiniteLoss, StopSignal
-from ssl_pretrain.training.history import History
+from ssl_pretrain.training.history import History, flat_validation
 from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 
@@ -85,6 +85,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
         history = _fit(run, checkpoint)
         final = run.folder / FINAL
         command = finetune_command(run, final, plans_name)
+        warn_if_flat(run, history)
         log.info("Finished: %s", final)
     return Result(run.folder, final, history.rows, command)
 
@@ -246,6 +247,21 @@ def log_start(run: Run, checkpoint: Path | None) -> None:
     )
     log.info("warm-up: %.3g of %d epochs", recipe.warmup_epochs, config.epochs)
     log.info("%s %s", "continuing from" if checkpoint else "results go to", checkpoint or run.folder)
+
+
+def warn_if_flat(run: Run, history: History) -> None:
+    """Say so if the loss has hardly fallen; a run that goes on from pretrained weights begins where others end."""
+    losses = flat_validation(history.rows)
+    if losses is None or run.config.pretrained_weights is not None:
+        return
+    adamw = "" if run.method.recipe.optimizer == "adamw" else " or -optimizer adamw"
+    log.warning(
+        "The validation loss has hardly fallen: %.4g after the first epoch, %.4g at the end. These weights may be no "
+        "better than random ones. Look at %s and the pictures beside it; train longer, or try another -lr%s.",
+        *losses,
+        run.folder / "progress.png",
+        adamw,
+    )
 
 
 def process_rank() -> int:
