@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
-from ssl_pretrain.data.batches import assemble
+from ssl_pretrain.data.batches import Sample, assemble
+from ssl_pretrain.data.crops import CropDataset
 from ssl_pretrain.methods.base import VALIDATION_STREAM, Method
 from ssl_pretrain.report.pictures import draw_picture
 from ssl_pretrain.training.history import History, format_seconds
@@ -20,6 +22,10 @@ log = logging.getLogger("ssl_pretrain")
 
 PICTURE = 10**6
 """Path element that keeps the mask of the picture apart from those of validation batches."""
+
+
+CANDIDATES = 8
+"""Validation crops among which that of the picture is chosen: many crops of a scan are all air."""
 
 
 class Bar(TQDMProgressBar):
@@ -47,7 +53,7 @@ class Bar(TQDMProgressBar):
 
 
 class Pictures(Callback):
-    """Draws what the method makes of one fixed validation sample under a fixed random state.
+    """Draws what the method makes of one validation sample, the same in every epoch, under a fixed random state.
 
     Args:
         folder: where ``epoch_0001.png`` and so on go.
@@ -78,6 +84,17 @@ class Pictures(Callback):
 
     @staticmethod
     def _fixed_sample(trainer: Trainer, method: Method) -> Any:
-        crops = cast("Any", trainer).datamodule.val_crops
-        batch = assemble([crops[number] for number in range(method.crops_per_sample)])
+        batch = assemble(richest_sample(cast("Any", trainer).datamodule.val_crops, method.crops_per_sample))
         return {key: value.to(method.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def richest_sample(crops: CropDataset | Sequence[Sample], size: int) -> list[Sample]:
+    """The one of the first samples with the most contrast, which is where there is something to see.
+
+    Args:
+        crops: of the validation, by number, the same in every epoch.
+        size: crops of a sample.
+    """
+    read = [crops[number] for number in range(CANDIDATES)]
+    samples = [read[first : first + size] for first in range(0, len(read) - size + 1, size)]
+    return max(samples, key=lambda sample: float(sample[0].voxels.float().std()))

@@ -12,7 +12,7 @@ from ssl_pretrain.functional.seeding import host_twin
 from ssl_pretrain.methods import METHODS
 from ssl_pretrain.report.pictures import draw_picture
 from ssl_pretrain.training import display
-from ssl_pretrain.training.display import Pictures
+from ssl_pretrain.training.display import CANDIDATES, Pictures
 
 UNMASKED = ("ModelsGenesis", "VolumeFusion")
 
@@ -90,7 +90,8 @@ def test_volume_fusion_shows_true_and_predicted_classes(classes):
 def test_the_picture_of_a_run_is_made_of_as_many_crops_as_a_sample_has(method, cases, tmp_path, monkeypatch):
     made = build(method, "plans").eval()
     image = batch_for(made)["image"]
-    crops = [Sample(image[0], None, False, "a", 0), Sample(image[1], None, False, "b", 1)]
+    pair = [Sample(image[0], None, False, "a", 0), Sample(image[1] / 2, None, False, "b", 1)]
+    crops = pair * (CANDIDATES // 2)
     trainer = SimpleNamespace(
         is_global_zero=True, current_epoch=2, max_epochs=9, datamodule=SimpleNamespace(val_crops=crops)
     )

@@ -11,16 +11,19 @@ import torch
 from made_data import IDENTIFIER, NAME, volume, write_case, write_dataset
 
 from ssl_pretrain import PretrainConfig, pretrain
+from ssl_pretrain.data.batches import Sample
 from ssl_pretrain.data.crops import CropDataset
 from ssl_pretrain.methods import Method
 from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, NonFiniteLossError
+from ssl_pretrain.training.display import richest_sample
 from ssl_pretrain.training.guards import PreemptedError
 from ssl_pretrain.training.history import JUDGED_FROM, flat_validation
 from ssl_pretrain.training.prepare import prepare
 
 TIMING = {"images_per_second", "epoch_seconds"}
-TRAIN, VALIDATION, PICTURE = 6, 4, 1
-"""Crops that an epoch reads: 3 steps and 2 validation batches of 2; the first and the last epoch draw a picture."""
+TRAIN, VALIDATION, PICTURE = 6, 4, 8
+"""Crops that an epoch reads: 3 steps and 2 validation batches of 2; the first and the last epoch draw a picture, of
+one of eight crops."""
 FIRST = TRAIN + VALIDATION + PICTURE
 
 
@@ -97,6 +100,15 @@ def test_a_run_leaves_what_the_documentation_lists(dataset, tmp_path):
     log = next(result.folder.glob("training_log_*.txt")).read_text()
     assert "epoch 3 of 3: train loss" in log
     assert "4 cases to train on, 2 to validate on" in log
+
+
+@pytest.mark.parametrize(("size", "chosen"), [(1, [3]), (2, [4, 5]), (3, [3, 4, 5])])
+def test_the_picture_is_of_the_sample_whose_first_crop_has_the_most_contrast(size, chosen):
+    contrast = [0.2, 0.1, 0.0, 0.9, 0.5, 0.1, 0.1, 0.3, 2.0]
+    crops = [
+        Sample(torch.tensor([0.0, c]).reshape(1, 1, 1, 2), None, False, f"case_{i}", i) for i, c in enumerate(contrast)
+    ]
+    assert [sample.number for sample in richest_sample(crops, size)] == chosen, "the ninth is not looked at"
 
 
 def test_the_default_folder_is_in_nnunet_results(dataset, tmp_path):
