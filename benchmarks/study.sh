@@ -46,6 +46,7 @@ for method in $METHODS; do
     if [ ! -f "$folder/checkpoint_final.pth" ]; then
         resume=()
         if [ -f "$folder/checkpoint_latest.ckpt" ]; then resume=(--c); fi
+        # shellcheck disable=SC2086 # FLAGS is a list
         nnUNetv2_pretrain "$DATASET" 3d_fullres 0 -m "$method" -p "${PLANS}_small" -network "$NETWORK" "${settings[@]}" \
             -epochs "${EPOCHS:-40}" -iters "${ITERS:-50}" -val_iters 5 \
             -batch_size 2 -num_workers 0 -device cpu ${FLAGS:-} -o "$folder" "${resume[@]}"

@@ -23,7 +23,6 @@ log = logging.getLogger("ssl_pretrain")
 PICTURE = 10**6
 """Path element that keeps the mask of the picture apart from those of validation batches."""
 
-
 CANDIDATES = 8
 """Validation crops among which that of the picture is chosen: many crops of a scan are all air."""
 
@@ -97,4 +96,9 @@ def richest_sample(crops: CropDataset | Sequence[Sample], size: int) -> list[Sam
     """
     read = [crops[number] for number in range(CANDIDATES)]
     samples = [read[first : first + size] for first in range(0, len(read) - size + 1, size)]
-    return max(samples, key=lambda sample: float(sample[0].voxels.float().std()))
+    return max(samples, key=lambda sample: contrast(sample[0]))
+
+
+def contrast(sample: Sample) -> float:
+    """Standard deviation of a crop's intensities; its mask does not count."""
+    return float(sample.voxels[: -1 if sample.masked else None].std())

@@ -15,7 +15,7 @@ from ssl_pretrain.data.batches import Sample
 from ssl_pretrain.data.crops import CropDataset
 from ssl_pretrain.methods import Method
 from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, NonFiniteLossError
-from ssl_pretrain.training.display import richest_sample
+from ssl_pretrain.training.display import contrast, richest_sample
 from ssl_pretrain.training.guards import PreemptedError
 from ssl_pretrain.training.history import JUDGED_FROM, flat_validation
 from ssl_pretrain.training.prepare import prepare
@@ -109,6 +109,12 @@ def test_the_picture_is_of_the_sample_whose_first_crop_has_the_most_contrast(siz
         Sample(torch.tensor([0.0, c]).reshape(1, 1, 1, 2), None, False, f"case_{i}", i) for i, c in enumerate(contrast)
     ]
     assert [sample.number for sample in richest_sample(crops, size)] == chosen, "the ninth is not looked at"
+
+
+def test_a_mask_is_no_contrast():
+    crop = torch.tensor([[1.0, 3.0], [0.0, 1.0]]).reshape(2, 1, 1, 2)
+    assert contrast(Sample(crop, None, True, "a", 0)) == contrast(Sample(crop[:1], None, False, "a", 0))
+    assert contrast(Sample(crop, None, False, "a", 0)) != contrast(Sample(crop, None, True, "a", 0))
 
 
 def test_the_default_folder_is_in_nnunet_results(dataset, tmp_path):
