@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -67,9 +68,9 @@ def local_file(source: str) -> Path:
         FileNotFoundError: there is none.
         ValueError: an address that is none.
     """
-    from ssl_pretrain.transfer.sources.hub import fetch, is_reference
+    from ssl_pretrain.transfer.sources.hub import fetch
 
-    file = fetch(source) if is_reference(source) else Path(source)
+    file = fetch(source) if _is_on_hub(source) else Path(source)
     if not file.is_file():
         raise FileNotFoundError(f"The file of pretrained weights {file} does not exist (-w). Check the path.")
     return file
@@ -77,9 +78,7 @@ def local_file(source: str) -> Path:
 
 def is_gone(source: str) -> bool:
     """Whether a file that a study began with is no longer there; one on the Hub always is."""
-    from ssl_pretrain.transfer.sources.hub import is_reference
-
-    return not is_reference(source) and not Path(source).is_file()
+    return not _is_on_hub(source) and not Path(source).is_file()
 
 
 def digest(file: Path) -> str:
@@ -103,8 +102,9 @@ def add_arms(settings: StudySettings, folder: Path, known: Sequence[Arm] = ()) -
         FileNotFoundError, ValueError: a file, plans or a trainer that is not there, weights that do not fit.
     """
     arms = list(known)
-    for source in settings.weights:
-        sha256 = digest(local_file(source))
+    files = {source: (digest(local_file(source)), pretraining_of(source)) for source in settings.weights}
+    shared = _shared_methods(files.values(), known)
+    for source, (sha256, about) in files.items():
         if same := [arm for arm in arms if arm.sha256 == sha256]:
             if same[0].weights != source:
                 log.warning("%s has the content of %s: one arm, %s, for both.", source, same[0].weights, same[0].name)
@@ -114,12 +114,12 @@ def add_arms(settings: StudySettings, folder: Path, known: Sequence[Arm] = ()) -
                 f"{source} is not the file that arm {changed[0].name} of this study began with: it has changed since. "
                 "Bring the old file back, or choose another folder with -o."
             )
-        about = pretraining_of(source)
         plans, trainer = _plans_for(source, about, settings, folder), _trainer_for(about, settings)
         scratch = _scratch_arm(plans, settings.scratch_trainer or scratch_trainer(trainer), arms)
         for wanted in (trainer, scratch.trainer):
             check_schedule(wanted, settings.epochs)
-        name = _unique(str(about.get("method") or _name_of(source)), source, [*arms, scratch])
+        name = str(about.get("method") or _name_of(source))
+        name = _unique(_with_folder(name, source) if name in shared else name, source, [*arms, scratch])
         arm = Arm(name, plans, trainer, source, sha256, about.get("method"), scratch.name)
         arm = replace(arm, loaded=share_loaded(arm, folder, settings.configuration))
         if scratch not in arms:
@@ -209,6 +209,12 @@ def pretraining_of(source: str) -> Mapping[str, Any]:
     return found
 
 
+def _shared_methods(files: Iterable[tuple[str, Mapping[str, Any]]], known: Sequence[Arm]) -> set[str]:
+    """Methods that made more than one of the files that no arm has; equal files count once."""
+    made = {sha256: about.get("method") for sha256, about in files if sha256 not in {arm.sha256 for arm in known}}
+    return {str(method) for method, count in Counter(made.values()).items() if method and count > 1}
+
+
 def _plans_for(source: str, about: Mapping[str, Any], settings: StudySettings, folder: Path) -> str:
     network = str(about.get("network", "plans"))
     plans = settings.plans or _planned(about, network)
@@ -258,18 +264,31 @@ def _scratch_arm(plans: str, trainer: str, arms: Sequence[Arm]) -> Arm:
 
 def _name_of(source: str) -> str:
     """Of a file that names no method: the repository on the Hub, the file, or its folder if all files are called so."""
+    file = Path(source)
+    return _place_of(source) if _is_on_hub(source) or USUAL_NAMES.fullmatch(file.stem) else file.stem
+
+
+def _place_of(source: str) -> str:
+    """Name of the folder of a file, or of its repository on the Hub."""
+    return source.removeprefix("hf://").split("/")[1] if _is_on_hub(source) else Path(source).parent.name
+
+
+def _is_on_hub(source: str) -> bool:
     from ssl_pretrain.transfer.sources.hub import is_reference
 
-    if is_reference(source):
-        return source.removeprefix("hf://").split("/")[1]
-    file = Path(source)
-    return file.parent.name if USUAL_NAMES.fullmatch(file.stem) else file.stem
+    return is_reference(source)
+
+
+def _with_folder(name: str, source: str) -> str:
+    """The name and what the file's folder, or repository, adds to it; the folder alone if it begins with the name."""
+    folder = _place_of(source)
+    if folder.lower().startswith(name.lower()):
+        return folder
+    return f"{name} {folder}".strip()
 
 
 def _unique(name: str, source: str, arms: Sequence[Arm]) -> str:
     """A name that no arm has, on disk neither: the name itself, with the folder's, or with a number."""
     taken = {slug(arm.name).lower() for arm in arms}
-    folder = Path(source).parent.name
-    longer = [f"{name} {folder}"] if folder not in ("", name) else []
-    candidates = [name, *longer, *(f"{name} {i}" for i in range(2, len(arms) + 3))]
+    candidates = [name, _with_folder(name, source), *(f"{name} {i}" for i in range(2, len(arms) + 3))]
     return next(candidate for candidate in candidates if slug(candidate).lower() not in taken)
