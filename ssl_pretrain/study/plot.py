@@ -35,7 +35,9 @@ def draw_study(study: Study, analysis: Analysis, target: Path) -> None:
         colour = COLOURS[i % len(COLOURS)]
         medians = [row["median"] for row in analysis.summary if row["arm"] == arm.name]
         known = [(x + offset, median) for x, median in enumerate(medians) if median is not None]
-        axes.plot([x for x, _ in known], [y for _, y in known], color=colour, linewidth=1.4, label=arm.name)
+        # A dash at each median: with one amount of data there is no line.
+        (line,) = axes.plot([x for x, _ in known], [y for _, y in known], color=colour, linewidth=1.4, label=arm.name)
+        line.set(marker="_", markersize=15, markeredgewidth=1.8)
         for collapsed, marker in ((False, "o"), (True, "x")):
             dots = [
                 (x + offset, o.dice)

@@ -160,8 +160,7 @@ def _difference(size: Size, arm: Arm, pairs: Sequence[Pair], collapsed: set[str]
         "cases": _cases(size),
         "arm": arm.name,
         "baseline": arm.baseline,
-        **_compared(pairs),
-        "better": sum(a.dice > b.dice for a, b in pairs),
+        **compare(pairs),
         "pairs_without_collapsed": len(learned),
         "difference_without_collapsed": statistics.fmean(a.dice - b.dice for a, b in learned) if learned else None,
     }
@@ -176,14 +175,22 @@ def _label_difference(size: Size, arm: Arm, pairs: Sequence[Pair], label: str) -
         "arm": arm.name,
         "mean": statistics.fmean(ours) if ours else None,
         "scratch": statistics.fmean(theirs) if theirs else None,
-        **_compared(pairs, label),
+        **compare(pairs, label),
     }
 
 
-def _compared(pairs: Sequence[Pair], label: str | None = None) -> dict[str, Any]:
-    """Mean difference of pairs with both intervals; None where there is none.
+def compare(pairs: Sequence[Pair], label: str | None = None) -> dict[str, Any]:
+    """Mean difference of pairs, first minus second, with both intervals; None where there is none.
 
     A pair counts where both its runs have a value: in a fold without the label there is nothing to compare.
+
+    Args:
+        pairs: runs that are done, of the same fold, seed and cases.
+        label: of that label alone.
+
+    Returns:
+        ``pairs``, ``difference``, the ends of the bootstrap interval (``low``, ``high``) and of the t interval
+        (``t_low``, ``t_high``), and how often the first is ``better``.
     """
     sides = [(a.scores(label), b.scores(label)) for a, b in pairs]
     means = [tuple(float(foreground_mean(scores)) for scores in side) for side in sides]
@@ -194,7 +201,6 @@ def _compared(pairs: Sequence[Pair], label: str | None = None) -> dict[str, Any]
         of_fold.setdefault(pairs[i][0].run.fold, []).append(i)
     stacks = [[np.stack([sides[i][side] for i in here]) for here in of_fold.values()] for side in (0, 1)]
     interval = bootstrap_difference(*stacks)
-    interval = bootstrap_difference(*stacks)
     row = {
         "pairs": found.pairs,
         "difference": found.mean,
@@ -202,6 +208,7 @@ def _compared(pairs: Sequence[Pair], label: str | None = None) -> dict[str, Any]
         "high": interval[1],
         "t_low": found.low,
         "t_high": found.high,
+        "better": sum(means[i][0] > means[i][1] for i in known),
     }
     return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()}
 

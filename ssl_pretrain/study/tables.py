@@ -32,16 +32,16 @@ def markdown(study: Study, analysis: Analysis) -> str:
     parts = [
         f"# {study.dataset}, {study.settings.configuration}: pretrained against scratch",
         f"{done} of {len(analysis.outcomes)} runs. {_what(study, analysis)}",
-        _markdown_table(("arm", "weights", "method", "loaded", "plans", "trainer", "compared with"), _arm_rows(study)),
+        markdown_table(("arm", "weights", "method", "loaded", "plans", "trainer", "compared with"), _arm_rows(study)),
         *(f"**{warning}**" for warning in study.warnings),
         "## Dice",
-        _markdown_table(SUMMARY, summary_rows(analysis)),
+        markdown_table(SUMMARY, summary_rows(analysis)),
         "## Pretrained - scratch",
-        _markdown_table(DIFFERENCES, difference_rows(analysis)),
+        markdown_table(DIFFERENCES, difference_rows(analysis)),
         explanation(study),
         "![Dice of every run against the training cases](study.png)",
         "## Labels",
-        _markdown_table(LABELS, _label_rows(analysis)),
+        markdown_table(LABELS, _label_rows(analysis)),
     ]
     if failed := [o for o in analysis.outcomes if o.status == "failed"]:
         parts += ["## Failed runs", *(_failure(o) for o in failed)]
@@ -93,12 +93,17 @@ def difference_rows(analysis: Analysis) -> Rows:
     """Cells of :data:`DIFFERENCES`."""
     return [
         [
-            *(_size(r), f"{r['arm']} - {r['baseline']}", r["pairs"], _signed(r["difference"])),
-            *(_interval(r["low"], r["high"]), _interval(r["t_low"], r["t_high"]), f"{r['better']} of {r['pairs']}"),
+            *(_size(r), f"{r['arm']} - {r['baseline']}", *comparison_cells(r)),
             f"{_signed(r['difference_without_collapsed'])} ({r['pairs_without_collapsed']})",
         ]
         for r in analysis.differences
     ]
+
+
+def comparison_cells(row: Mapping[str, Any]) -> list[object]:
+    """Pairs, difference, both intervals and how often better, of what ``results.compare`` says."""
+    intervals = [_interval(row["low"], row["high"]), _interval(row["t_low"], row["t_high"])]
+    return [row["pairs"], _signed(row["difference"]), *intervals, f"{row['better']} of {row['pairs']}"]
 
 
 def _label_rows(analysis: Analysis) -> Rows:
@@ -161,6 +166,7 @@ def _interval(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
 
 
-def _markdown_table(headers: Sequence[str], rows: Rows) -> str:
+def markdown_table(headers: Sequence[str], rows: Rows) -> str:
+    """A table in Markdown."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
+import sys
 
 import pytest
 from conftest import REPOSITORY
@@ -34,6 +36,12 @@ def restored(content, folder):
 def study_page(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY))
     return importlib.import_module("benchmarks.study_page")
+
+
+@pytest.fixture
+def study_compare(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    return importlib.import_module("benchmarks.study_compare")
 
 
 @pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
@@ -80,3 +88,35 @@ def test_what_is_recorded_has_no_path_of_a_machine(study_page):
         "runs": [{"dice": 0.5, "last_loss": 0.25}],
     }
     assert "trained" in run
+
+
+def test_two_arms_of_recorded_studies_are_compared_as_a_study_does(study_compare):
+    content = json.loads(RECORDED[0].read_text())
+    name = RECORDED[0].stem.removeprefix("cpu_study_")
+    found = content["differences"][0]
+    row = study_compare.row(f"{name}/{found['arm']}", f"{name}/scratch", int(found["cases"]))
+    assert row[1] == content["settings"]["seeds"]
+    assert row[2] == f"{found['difference']:+.4f}"
+    assert row[3] == f"{found['low']:+.4f} to {found['high']:+.4f}"
+    assert row[5] == f"{found['better']} of {found['pairs']}"
+    swapped = study_compare.row(f"{name}/scratch", f"{name}/{found['arm']}", int(found["cases"]))
+    assert swapped[2] == f"{-found['difference']:+.4f}"
+
+
+def test_runs_of_other_cases_are_not_compared(study_compare):
+    with pytest.raises(ValueError, match="openkbp/MAE and hippocampus/MAE were not trained and validated on the same"):
+        study_compare.row("openkbp/MAE", "hippocampus/MAE", 6)
+    with pytest.raises(ValueError, match=r"No run of 'SimMIM' with 6 training cases\. Arms there: scratch, AnatoMask"):
+        study_compare.row("openkbp/SimMIM", "openkbp/scratch", 6)
+    with pytest.raises(ValueError, match="No run of 'MAE' with 7 training cases"):
+        study_compare.row("openkbp/MAE", "openkbp/scratch", 7)
+
+
+def test_comparisons_on_the_page_are_what_their_commands_print(study_compare, monkeypatch, capsys):
+    text = PAGE.read_text()
+    commands = re.findall(r"^python benchmarks/study_compare\.py ((?:.+\\\n)*.+)$", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["study_compare.py", *shlex.split(command.replace("\\\n", " "))])
+        study_compare.main()
+        assert capsys.readouterr().out.strip() in text
