@@ -63,6 +63,7 @@ class PretrainConfig:
         num_nodes: nodes.
         precision: ``auto`` is bf16 on GPUs that have it, else 16 with loss scaling; 32 on the CPU.
         pretrained_weights: file to start from.
+        fix_nnssl_axes: that file is of a trainer of nnssl that exchanges two axes of a Primus' positions.
         export: ``encoder``: the checkpoint's decoder is as it was before training; ``all``: what was trained.
         use: ``labeled`` cases, ``unlabeled`` ones, or ``all`` that are preprocessed.
         datasets: numbers or names of the datasets to draw from, preprocessed with the same plans; none for ``dataset``
@@ -96,6 +97,7 @@ class PretrainConfig:
     num_nodes: int = 1
     precision: Precision = "auto"
     pretrained_weights: str | None = None
+    fix_nnssl_axes: bool = False
     export: Export = "all"
     use: Use = "all"
     datasets: tuple[str, ...] = ()
@@ -127,6 +129,10 @@ class PretrainConfig:
         for name in ("datasets", "filters"):
             object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
         parse_filters(self.filters)
+        if self.fix_nnssl_axes and self.pretrained_weights is None:
+            raise ValueError(
+                "fix_nnssl_axes is about the file of -pretrained_weights, and there is none. Leave it out."
+            )
         if self.fold != "all" and not (self.fold.isascii() and self.fold.isdecimal()):
             raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {self.fold!r}.")
         for name, kind in CHOICES.items():

@@ -85,6 +85,9 @@ def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
     parser.add_argument("-seed", type=int, help="default: 0")
     parser.add_argument("-pretrained_weights", metavar="FILE", help="weights to start from")
     parser.add_argument(
+        "-fix_nnssl_axes", action="store_true", help="they are of a Primus that nnssl trained with two axes exchanged"
+    )
+    parser.add_argument(
         "-export", choices=("all", "encoder"), help="all that was trained (default), or the encoder alone"
     )
     parser.add_argument(

@@ -191,7 +191,7 @@ def _method(config: PretrainConfig, plan: Plan, resume: bool) -> Method:
         )
     # A checkpoint has them. The decoder that is exported untrained is not in it.
     if config.pretrained_weights is not None and (not resume or config.export == "encoder"):
-        load_pretrained(backbone.network, config.pretrained_weights)
+        load_pretrained(backbone.network, config.pretrained_weights, fix_nnssl_axes=config.fix_nnssl_axes)
     length = RunLength(config.epochs, config.iters, config.batch_size or plan.batch_size)
     setup = MethodSetup(backbone=backbone, patch=patch, length=length, seed=config.seed)
     return build_method(config.method, config.task, setup)

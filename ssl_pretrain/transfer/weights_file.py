@@ -165,6 +165,6 @@ def _log(reading: Reading, file: Path) -> None:
     if are_exchanged(reading):
         logger.warning(
             "%s: this trainer of nnssl exchanges two axes of its position embeddings. fix_nnssl_axes=True "
-            "(-fix_nnssl_axes of nnUNetv2_adapt_weights) puts them in order.",
+            "(-fix_nnssl_axes of nnUNetv2_adapt_weights and nnUNetv2_pretrain) puts them in order.",
             file,
         )

@@ -8,6 +8,7 @@ from made_data import PATCH, write_dataset
 from ssl_pretrain import PretrainConfig, pretrain
 from ssl_pretrain.networks import build_backbone
 from ssl_pretrain.training.checkpoints import FINAL
+from ssl_pretrain.transfer.weights_file import read_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -27,19 +28,19 @@ def donor():
     return build_backbone("plans", architecture=architecture("plain"), **size).network.state_dict()
 
 
-def checkpoint(state):
+def checkpoint(state, network="PlainConvUNet", trainer="BaseMAETrainer_BS8", kwargs=None, encoder="encoder.stages"):
     plan = {
-        "architecture_plans": {"arch_class_name": "PlainConvUNet", "arch_kwargs": {}},
+        "architecture_plans": {"arch_class_name": network, "arch_kwargs": kwargs or {}},
         "pretrain_plan": {"configurations": {"onemmiso": {"patch_size": list(PATCH)}}},
-        "key_to_encoder": "encoder.stages",
-        "key_to_stem": "encoder.stages.0",
+        "key_to_encoder": encoder,
+        "key_to_stem": "encoder.stages.0" if network == "PlainConvUNet" else "down_projection",
     }
-    return {"network_weights": state, "trainer_name": "BaseMAETrainer_BS8", "nnssl_adaptation_plan": plan}
+    return {"network_weights": state, "trainer_name": trainer, "nnssl_adaptation_plan": plan}
 
 
-def after(tmp_path, weights):
+def after(tmp_path, weights, **options):
     """Tensors after a run whose steps are too small to matter."""
-    settings = {"epochs": 1, "iters": 1, "val_iters": 1, "num_workers": 0, "device": "cpu", "fold": "0"}
+    settings = {**options, "epochs": 1, "iters": 1, "val_iters": 1, "num_workers": 0, "device": "cpu", "fold": "0"}
     config = PretrainConfig(dataset="7", output_folder=str(tmp_path / "run"), pretrained_weights=weights, **settings)
     folder = pretrain(config.with_settings({"lr": "1e-12"})).folder
     content = torch.load(folder / FINAL, weights_only=True)
@@ -69,3 +70,27 @@ def test_from_the_hub(dataset, donor, tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text(COMMIT)
     torch.save(checkpoint(donor), repository / "snapshots" / COMMIT / FINAL)
     assert_from(donor, after(tmp_path, "hf://ORG/REPO"))
+
+
+def test_a_primus_of_nnssl_goes_on_with_its_axes_in_order(dataset, tmp_path):
+    size = {"width": 36, "depth": 1, "heads": 2}
+    network = build_backbone(
+        "PrimusS", architecture={}, input_channels=1, num_classes=1, patch=PATCH, settings=size
+    ).network
+    generator = torch.Generator().manual_seed(3)
+    state = {name: torch.randn(value.shape, generator=generator) for name, value in network.state_dict().items()}
+    kwargs = {"embed_dim": 36, "eva_depth": 1, "eva_numheads": 2}
+    file = tmp_path / "openmind.pth"
+    torch.save(checkpoint(state, "Primus", "BaseEvaMAETrainer_BS8", kwargs, "eva"), file)
+    in_order = read_weights(file, fix_nnssl_axes=True).tensors
+    assert not torch.equal(in_order["eva.pos_embed"], state["eva.pos_embed"])
+
+    options = {"method": "MAE", "network": "PrimusS", "network_settings": size, "fix_nnssl_axes": True}
+    found, pretrained = after(tmp_path, str(file), **options)
+    assert {"eva.pos_embed", "down_projection.proj.weight"} <= set(pretrained)
+    assert_from(in_order, (found, [name for name in pretrained if name in in_order and name in state]))
+
+
+def test_axes_without_a_file_are_refused():
+    with pytest.raises(ValueError, match="fix_nnssl_axes is about the file of -pretrained_weights, and none is given"):
+        PretrainConfig(dataset="7", fix_nnssl_axes=True)
