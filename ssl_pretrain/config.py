@@ -131,7 +131,7 @@ class PretrainConfig:
         parse_filters(self.filters)
         if self.fix_nnssl_axes and self.pretrained_weights is None:
             raise ValueError(
-                "fix_nnssl_axes is about the file of -pretrained_weights, and there is none. Leave it out."
+                "fix_nnssl_axes is about the file of -pretrained_weights, and none is given. Leave it out."
             )
         if self.fold != "all" and not (self.fold.isascii() and self.fold.isdecimal()):
             raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {self.fold!r}.")
