@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +13,8 @@ from typing import Any
 from ssl_pretrain.data.locate import locate, read_json
 from ssl_pretrain.finetuning.names import parse_trainer_name
 from ssl_pretrain.finetuning.schedules import course_of
-from ssl_pretrain.study.design import StudySettings, slug
+from ssl_pretrain.study.design import StudySettings
+from ssl_pretrain.study.names import name_arms, unique
 
 log = logging.getLogger("ssl_pretrain")
 
@@ -24,9 +23,6 @@ PLANS = "nnUNetPlans"
 STOCK_TRAINER = "nnUNetTrainer"
 TRAINERS = {"Primus": "PrimusTrainer_ft", "ViT": "UNETRTrainer_ft"}
 """How names of networks begin that nnU-Net's own trainer cannot build -> the trainer that can."""
-
-USUAL_NAMES = re.compile(r"(checkpoint|model|weights)(_(final|best|latest|last))?")
-"""Names of files that are called the same in every folder."""
 
 LITTLE = 0.3
 """Share of a network's parameters; a file that gives less is worth a warning."""
@@ -103,7 +99,7 @@ def add_arms(settings: StudySettings, folder: Path, known: Sequence[Arm] = ()) -
     """
     arms = list(known)
     files = {source: (digest(local_file(source)), pretraining_of(source)) for source in settings.weights}
-    shared = _shared_methods(files.values(), known)
+    names = _names(files, known)
     for source, (sha256, about) in files.items():
         if same := [arm for arm in arms if arm.sha256 == sha256]:
             if same[0].weights != source:
@@ -118,9 +114,7 @@ def add_arms(settings: StudySettings, folder: Path, known: Sequence[Arm] = ()) -
         scratch = _scratch_arm(plans, settings.scratch_trainer or scratch_trainer(trainer), arms)
         for wanted in (trainer, scratch.trainer):
             check_schedule(wanted, settings.epochs)
-        name = str(about.get("method") or _name_of(source))
-        name = _unique(_with_folder(name, source) if name in shared else name, source, [*arms, scratch])
-        arm = Arm(name, plans, trainer, source, sha256, about.get("method"), scratch.name)
+        arm = Arm(names[source], plans, trainer, source, sha256, about.get("method"), scratch.name)
         arm = replace(arm, loaded=share_loaded(arm, folder, settings.configuration))
         if scratch not in arms:
             arms.append(scratch)
@@ -209,12 +203,6 @@ def pretraining_of(source: str) -> Mapping[str, Any]:
     return found
 
 
-def _shared_methods(files: Iterable[tuple[str, Mapping[str, Any]]], known: Sequence[Arm]) -> set[str]:
-    """Methods that made more than one of the files that no arm has; equal files count once."""
-    made = {sha256: about.get("method") for sha256, about in files if sha256 not in {arm.sha256 for arm in known}}
-    return {str(method) for method, count in Counter(made.values()).items() if method and count > 1}
-
-
 def _plans_for(source: str, about: Mapping[str, Any], settings: StudySettings, folder: Path) -> str:
     network = str(about.get("network", "plans"))
     plans = settings.plans or _planned(about, network)
@@ -259,36 +247,22 @@ def _scratch_arm(plans: str, trainer: str, arms: Sequence[Arm]) -> Arm:
         if arm.weights is None and (arm.plans, arm.trainer) == (plans, trainer):
             return arm
     first = not any(arm.weights is None for arm in arms)
-    return Arm(SCRATCH if first else _unique(f"{SCRATCH} {plans}", trainer, arms), plans, trainer)
+    return Arm(SCRATCH if first else unique(f"{SCRATCH} {plans}", [arm.name for arm in arms]), plans, trainer)
 
 
-def _name_of(source: str) -> str:
-    """Of a file that names no method: the repository on the Hub, the file, or its folder if all files are called so."""
-    file = Path(source)
-    return _place_of(source) if _is_on_hub(source) or USUAL_NAMES.fullmatch(file.stem) else file.stem
-
-
-def _place_of(source: str) -> str:
-    """Name of the folder of a file, or of its repository on the Hub."""
-    return source.removeprefix("hf://").split("/")[1] if _is_on_hub(source) else Path(source).parent.name
+def _names(files: Mapping[str, tuple[str, Mapping[str, Any]]], known: Sequence[Arm]) -> dict[str, str]:
+    """Names of the arms of files whose content no arm has; equal files have one."""
+    seen = {arm.sha256 for arm in known}
+    new: dict[str, str | None] = {}
+    for source, (sha256, about) in files.items():
+        if sha256 not in seen:
+            new[source] = about.get("method")
+            seen.add(sha256)
+    named = {arm.weights: arm.method for arm in known if arm.weights is not None}
+    return name_arms(new, named, [SCRATCH, *(arm.name for arm in known)])
 
 
 def _is_on_hub(source: str) -> bool:
     from ssl_pretrain.transfer.sources.hub import is_reference
 
     return is_reference(source)
-
-
-def _with_folder(name: str, source: str) -> str:
-    """The name and what the file's folder, or repository, adds to it; the folder alone if it begins with the name."""
-    folder = _place_of(source)
-    if folder.lower().startswith(name.lower()):
-        return folder
-    return f"{name} {folder}".strip()
-
-
-def _unique(name: str, source: str, arms: Sequence[Arm]) -> str:
-    """A name that no arm has, on disk neither: the name itself, with the folder's, or with a number."""
-    taken = {slug(arm.name).lower() for arm in arms}
-    candidates = [name, _with_folder(name, source), *(f"{name} {i}" for i in range(2, len(arms) + 3))]
-    return next(candidate for candidate in candidates if slug(candidate).lower() not in taken)

@@ -14,7 +14,7 @@ from made_data import NAME, volume, write_case
 from made_study import contents, finish, read, settings, write_home, write_weights
 
 from ssl_pretrain.study import worker
-from ssl_pretrain.study.arms import _name_of, _with_folder, scratch_trainer
+from ssl_pretrain.study.arms import scratch_trainer
 from ssl_pretrain.study.launch import run_all
 from ssl_pretrain.study.study import Study, begin, label_names, resume
 from ssl_pretrain.transfer.adapt import Target, adapt_weights, save_content
@@ -89,15 +89,12 @@ def test_arms_are_named_by_method_or_folder_and_have_their_scratch(tmp_path, dat
     assert all(0.5 < arm.loaded <= 1 for arm in study.arms[1:])
 
 
-def test_files_of_one_method_are_told_apart_by_their_folders(tmp_path, dataset, weights):
+def test_files_of_one_method_are_told_apart_also_when_a_study_grows(tmp_path, dataset, weights):
     files = [write_weights(tmp_path / name, seed=i) for i, name in enumerate(("SparK_8000_steps", "cell_8"), start=1)]
     study = begin(settings(*files), tmp_path / "study")
     assert [arm.name for arm in study.arms[1:]] == ["SparK_8000_steps", "SparK cell_8"]
-    alone = begin(settings(files[0]), tmp_path / "alone")
-    assert [arm.name for arm in alone.arms[1:]] == ["SparK"]
-    assert [arm.name for arm in resume(settings(*files, weights), tmp_path / "alone").arms[1:]] == [
-        *("SparK", "SparK cell_8", "SparK pretrained"),
-    ], "a study that grows keeps its names"
+    grown = resume(settings(*files, weights), tmp_path / "study")
+    assert [arm.name for arm in grown.arms[1:]] == ["SparK_8000_steps", "SparK cell_8", "SparK pretrained"]
 
 
 def test_another_network_has_its_own_plans_trainer_and_scratch(tmp_path, dataset, weights):
@@ -286,11 +283,6 @@ def test_files_without_a_method_are_named_by_what_tells_them_apart(tmp_path, dat
         files.append(file)
     study = begin(settings(*files), tmp_path / "study")
     assert [arm.name for arm in study.arms[1:]] == ["swin 48", "swin 96", "fold_1", "theirs"]
-
-
-def test_a_file_on_the_hub_is_named_by_its_repository():
-    assert _name_of("hf://somebody/swin-ct/checkpoint_final.pth") == "swin-ct"
-    assert _with_folder("SparK", "hf://somebody/swin-ct") == "SparK swin-ct"
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(study, capfd, caplog):
