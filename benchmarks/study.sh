@@ -27,6 +27,10 @@
 # set. What is done already is not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [[ -n ${FLAGS:-} && -z ${NAME:-} ]]; then
+    echo "Give other weights another NAME: without one, FLAGS would be ignored where the weights are there already." >&2
+    exit 2
+fi
 DATASET=$1 PATCH=$2 CASES=$3
 PYTHON=${PYTHON:-python3}
 WORK=${WORK:-$PWD/study_work}/$DATASET/${NAME:-unet}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What decides whether pretraining helps? One thing changed at a time against the study on OpenKBP, with 6 labelled cases:
-# four times the steps, masks of smaller cells, the encoder alone instead of encoder and decoder. Plans and cases as in
-# study.sh, which is run first.
+# What decides whether pretraining helps? One thing changed at a time against the studies on OpenKBP, with 6 labelled
+# cases: four times the steps, masks of smaller cells, the encoder alone instead of encoder and decoder. SparK and S3D are
+# otherwise as in the study of six methods, MAE as in that of AdamW. Plans and cases are those of study.sh, run first.
 #
 #     bash benchmarks/study_factors.sh
 #
@@ -12,14 +12,25 @@
 # WORK, SEEDS, JOBS (also of pretraining) and PYTHON can be set; KEEP chooses among the weights. What is done already is
 # not done again.
 set -euo pipefail
+# Pretrainings run in the background: none of them may outlive this.
+trap 'kill $(jobs -rp) 2>/dev/null || true' EXIT
+trap 'exit 130' INT TERM
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 JOBS=${JOBS:-2}
+if ((JOBS < 1)); then echo "JOBS must be at least 1." >&2; exit 2; fi
 WORK=${WORK:-$PWD/study_work}/221
 PLANS=nnUNetPlans_5mm
 "$PYTHON" benchmarks/small_plans.py -d 221 -p "$PLANS" -patch_size 32 32 32 -batch_size 2 -narrower 4 -convs 1 -stages 4
 
-chosen=" ${KEEP:-SparK_8000_steps MAE_8000_steps SparK_cell_8 MAE_cell_8 S3D_encoder MAE_encoder} "
+all=" SparK_8000_steps MAE_8000_steps S3D_encoder MAE_encoder MAE_cell_8 SparK_cell_8 "
+chosen=" ${KEEP:-$all} "
+for name in $chosen; do
+    if [[ $all != *" $name "* ]]; then
+        echo "KEEP names $name, and there are only$all" >&2
+        exit 2
+    fi
+done
 weights=()
 
 # Name of the weights, method, epochs of 50 steps, more flags; at most JOBS at once.
@@ -30,7 +41,7 @@ pretrain() {
     if [ -f "$folder/checkpoint_final.pth" ]; then return; fi
     local resume=()
     if [ -f "$folder/checkpoint_latest.ckpt" ]; then resume=(--c); fi
-    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do sleep 1; done
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} nnUNetv2_pretrain 221 3d_fullres 0 -m "$method" -p "${PLANS}_small" \
         -epochs "$epochs" -iters 50 -val_iters 5 -batch_size 2 -num_workers 0 -device cpu "${@:4}" \
         -o "$folder" "${resume[@]}" &
@@ -44,6 +55,12 @@ pretrain MAE_encoder MAE 40 "${adamw[@]}" -export encoder
 pretrain MAE_cell_8 MAE 40 "${adamw[@]}" -mask_cell 8 8 8
 pretrain SparK_cell_8 SparK 40 -mask_cell 8 8 8
 wait
+for file in "${weights[@]}"; do
+    if [ ! -f "$file" ]; then
+        echo "Pretraining has failed, there is no $file: see the log beside it." >&2
+        exit 1
+    fi
+done
 
 STUDY=$WORK/${NAME:-factors}/study
 resume=()

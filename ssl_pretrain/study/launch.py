@@ -180,12 +180,17 @@ def slurm_script(study: Study, jobs: int) -> str:
         jobs: tasks at once; 1 for as many as the cluster gives.
 
     Raises:
-        ValueError: everything is done.
+        ValueError: everything is done, or SLURM has no way to write the name of the folder.
     """
     pending = study.pending
     if not pending:
         raise ValueError(f"All {len(study.runs)} runs of {study.folder} are done: there is nothing to submit.")
     logs = study.folder / "slurm"
+    if re.search(r"[\\\n\r]", str(logs)):
+        raise ValueError(
+            f"SLURM cannot write logs into {str(logs)!r}: #SBATCH has no way to name a folder with a backslash or a "
+            "line break. Move the study."
+        )
     logs.mkdir(exist_ok=True)
     limit = f"%{jobs}" if jobs > 1 else ""
     gpu = ["#SBATCH --gres=gpu:1"] if study.settings.device == "cuda" else []
@@ -211,4 +216,4 @@ def slurm_script(study: Study, jobs: int) -> str:
 def _escaped(path: Path) -> str:
     # sbatch reads the line without a shell: a blank ends the name, a quote opens a quotation and # a comment unless a
     # backslash stands before it.
-    return re.sub(r"([\s\\\"'#])", r"\\\1", str(path)).replace("%", "%%")
+    return re.sub(r"([\s\"'#])", r"\\\1", str(path)).replace("%", "%%")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,11 +95,14 @@ def richest_sample(crops: CropDataset | Sequence[Sample], size: int) -> list[Sam
         crops: of the validation, by number, the same in every epoch.
         size: crops of a sample.
     """
-    read = [crops[number] for number in range(CANDIDATES)]
+    read = [crops[number] for number in range(max(CANDIDATES, size))]
     samples = [read[first : first + size] for first in range(0, len(read) - size + 1, size)]
     return max(samples, key=lambda sample: contrast(sample[0]))
 
 
 def contrast(sample: Sample) -> float:
-    """Standard deviation of a crop's intensities; its mask does not count."""
-    return float(sample.voxels[: -1 if sample.masked else None].std())
+    """Standard deviation of a crop's intensities, mean over channels without the mask; -inf where it is not finite."""
+    voxels = sample.voxels[: -1 if sample.masked else None]
+    # Between channels there is always some: air, too, has another intensity in each.
+    found = float(voxels.flatten(1).std(1).mean())
+    return found if isfinite(found) else -inf

@@ -183,11 +183,13 @@ class LossMean:
 def flat_validation(rows: Sequence[Mapping[str, float]]) -> tuple[float, float] | None:
     """Validation loss of the first epoch and mean of the last tenth of the epochs, if it has hardly fallen.
 
+    A rough check: how far the first epoch gets depends on its length and the optimiser.
+
     Args:
         rows: of :class:`History`.
 
     Returns:
-        None if it has fallen, or the run is too short or without validation.
+        None if it has fallen, is not finite, or the run is too short.
     """
     if len(rows) < JUDGED_FROM:
         return None

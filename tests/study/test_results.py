@@ -266,6 +266,12 @@ def test_sbatch_finds_the_logs_whatever_the_folder_is_called(study, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["back\\slash", "two\nlines"])
+def test_folders_that_sbatch_cannot_name_are_refused(study, tmp_path, name):
+    with pytest.raises(ValueError, match=r"SLURM cannot write logs into .* Move the study"):
+        slurm_script(replace(study, folder=tmp_path / name), 1)
+
+
 def test_there_is_nothing_to_submit_when_all_is_done(study):
     for run in study.runs:
         finish(study, run, 0.5)

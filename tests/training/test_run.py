@@ -117,6 +117,28 @@ def test_a_mask_is_no_contrast():
     assert contrast(Sample(crop, None, False, "a", 0)) != contrast(Sample(crop, None, True, "a", 0))
 
 
+def crop(*channels):
+    return Sample(torch.tensor(channels).reshape(len(channels), 1, 1, -1), None, False, "a", 0)
+
+
+def test_other_intensities_in_another_channel_are_no_contrast():
+    air, tissue = crop([-2.5, -2.5], [-0.3, -0.3]), crop([0.0, 1.0], [0.0, 1.0])
+    assert contrast(air) == 0.0
+    assert contrast(tissue) > 0.5
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_a_crop_with_numbers_that_are_none_is_not_chosen(place):
+    crops = [crop([0.0, 0.1 * i]) for i in range(8)]
+    crops[place] = crop([0.0, float("nan")])
+    assert richest_sample(crops, 1) == [crops[6 if place == 7 else 7]]
+
+
+def test_a_sample_may_have_more_crops_than_are_compared():
+    crops = [crop([0.0, float(i)]) for i in range(10)]
+    assert richest_sample(crops, 10) == crops
+
+
 def test_the_default_folder_is_in_nnunet_results(dataset, tmp_path):
     result = pretrain(replace(config(tmp_path, epochs=1), output_folder=None))
     expected = tmp_path / "results" / NAME / "AnatoMask__plans__nnUNetPlans__3d_fullres" / "fold_0"
