@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,18 @@ def row(first: str, second: str, cases: int) -> list[object]:
     return [f"{first} - {second}", *comparison_cells(compare(pairs))]
 
 
+def table(cases: int, pairs: Sequence[str]) -> str:
+    """The comparisons as Markdown; each pair is two arms with a comma between."""
+    return markdown_table(HEADERS, [row(*pair.split(","), cases) for pair in pairs])
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", type=int, help="training cases")
     parser.add_argument("pairs", nargs="+", metavar="STUDY/ARM,STUDY/ARM")
     given = parser.parse_args()
-    print(markdown_table(HEADERS, [row(*pair.split(","), given.cases) for pair in given.pairs]))
+    print(table(given.cases, given.pairs))
 
 
 if __name__ == "__main__":

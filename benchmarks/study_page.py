@@ -1,4 +1,4 @@
-"""What a finished study leaves in this repository: its numbers, its plot, and tables to paste into a page.
+"""What a finished study and its pretraining leave in this repository: numbers, plot, and tables to paste into a page.
 
     python benchmarks/study_page.py study_work/4/unet/study cpu_study_hippocampus
 
@@ -10,13 +10,21 @@ from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ssl_pretrain.study.tables import markdown_table
+
 ROOT = Path(__file__).resolve().parents[1]
 ONCE = ("machine", "versions", "trained")
+PRETRAINING = (
+    *("method", "pretraining, one core", "validation loss, first and last epoch"),
+    "share of nnU-Net's network that it gives",
+)
 
 
 def portable(study: dict[str, Any]) -> dict[str, Any]:
@@ -26,6 +34,7 @@ def portable(study: dict[str, Any]) -> dict[str, Any]:
         study: the content; is not changed.
     """
     content = copy.deepcopy(study)
+    content["pretraining"] = {arm["name"]: course(Path(arm["weights"])) for arm in content["arms"] if arm["weights"]}
     content["settings"]["weights"] = [relative(file) for file in content["settings"]["weights"]]
     content["machine"].pop("system", None)
     for arm in content["arms"]:
@@ -36,6 +45,24 @@ def portable(study: dict[str, Any]) -> dict[str, Any]:
         for name in ONCE:
             run.pop(name, None)
     return content
+
+
+def course(weights: Path) -> dict[str, Any]:
+    """Seconds of training and validation loss after every epoch, of the run that a file of weights lies beside."""
+    with (weights.parent / "metrics.csv").open(encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    seconds = sum(float(row["epoch_seconds"]) for row in rows)
+    return {"seconds": round(seconds, 1), "val_loss": [round(float(row["val_loss"]), 5) for row in rows]}
+
+
+def pretraining_table(content: Mapping[str, Any]) -> str:
+    """The table of what was pretrained, of a recorded study."""
+    rows = []
+    for arm in content["arms"]:
+        if found := content["pretraining"].get(arm["name"]):
+            losses = f"{found['val_loss'][0]:.3f} → {found['val_loss'][-1]:.3f}"
+            rows.append([arm["name"], f"{found['seconds'] / 60:.1f} min", losses, f"{100 * arm['loaded']:.0f} %"])
+    return markdown_table(PRETRAINING, rows)
 
 
 def relative(file: str) -> str:
@@ -59,6 +86,7 @@ def main() -> None:
     text = json.dumps(content, separators=(",", ":"))
     (ROOT / "benchmarks" / "results" / f"{given.name}.json").write_text(text + "\n", encoding="utf-8")
     shutil.copyfile(given.study / "study.png", ROOT / "figs" / f"{given.name}.png")
+    print(pretraining_table(content), end="\n\n")
     print(tables((given.study / "study.md").read_text(encoding="utf-8")))
 
 
