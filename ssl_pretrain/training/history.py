@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -19,12 +18,6 @@ from ssl_pretrain.files import write_atomic
 from ssl_pretrain.report.progress import COLUMNS, draw_progress
 
 log = logging.getLogger("ssl_pretrain")
-
-JUDGED_FROM = 10
-"""Epochs; of shorter runs nobody expects that the loss falls."""
-
-FLAT = 0.95
-"""Share of the first epoch's validation loss; a run that ends above it has hardly learned."""
 
 
 class History(Callback):
@@ -98,7 +91,7 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the epoch: one row."""
-        train, validation = (_over_devices(trainer, mean.value()) for mean in (self._train, self._validation))
+        train, validation = (over_devices(trainer, mean.value()) for mean in (self._train, self._validation))
         seconds = max(self._seconds, 1e-9)
         images = self._train.count * self.batch_size
         row = {
@@ -180,23 +173,6 @@ class LossMean:
         return float(self.total), self.count
 
 
-def flat_validation(rows: Sequence[Mapping[str, float]]) -> tuple[float, float] | None:
-    """Validation loss of the first epoch and mean of the last tenth of the epochs, if it has hardly fallen.
-
-    A rough check: how far the first epoch gets depends on its length and the optimiser.
-
-    Args:
-        rows: of :class:`History`.
-
-    Returns:
-        None if it has fallen, is not finite, or the run is too short.
-    """
-    if len(rows) < JUDGED_FROM:
-        return None
-    first, last = rows[0]["val_loss"], fmean(row["val_loss"] for row in rows[-(len(rows) // 10) :])
-    return (first, last) if last > FLAT * first else None
-
-
 def format_seconds(seconds: float) -> str:
     """``1:02:03``."""
     minutes, rest = divmod(round(seconds), 60)
@@ -204,7 +180,8 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _over_devices(trainer: Trainer, value: float) -> float:
+def over_devices(trainer: Trainer, value: float) -> float:
+    """Mean of a number over all processes."""
     if trainer.world_size == 1:
         return value
     reduced = trainer.strategy.reduce(torch.tensor(value, device=trainer.strategy.root_device), reduce_op="mean")

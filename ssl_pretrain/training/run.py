@@ -32,7 +32,8 @@ from ssl_pretrain.training.checkpoints import (
 from ssl_pretrain.training.display import Bar, Pictures
 from ssl_pretrain.training.fine_tuning import finetune_command, write_plans
 from ssl_pretrain.training.guards import FiniteLoss, StopSignal
-from ssl_pretrain.training.history import History, flat_validation
+from ssl_pretrain.training.history import History
+from ssl_pretrain.training.plateau import JUDGED_FROM, Plateau
 from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 
@@ -82,10 +83,10 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
     with _log_file(run.folder):
         # Before training: a plans file that contradicts must not be found out after a thousand epochs.
         plans_name = write_plans(run)
-        history = _fit(run, checkpoint)
+        history, plateau = _fit(run, checkpoint)
         final = run.folder / FINAL
         command = finetune_command(run, final, plans_name)
-        warn_if_flat(run, history)
+        warn_if_flat(run, plateau)
         log.info("Finished: %s", final)
     return Result(run.folder, final, history.rows, command)
 
@@ -143,15 +144,17 @@ def cases_of(run: Run) -> dict[str, list[str]]:
     return {"train": run.cases.train.names, "validation": run.cases.validation.names}
 
 
-def _fit(run: Run, checkpoint: Path | None) -> History:
+def _fit(run: Run, checkpoint: Path | None) -> tuple[History, Plateau]:
     config = run.config
     devices = config.num_gpus * config.num_nodes
     show_every = 10 if config.device == "cuda" else 1
     history = History(run.folder, run.method.length.batch_size * devices, show_every)
     finite = FiniteLoss(run.folder, show_every)
+    plateau = Plateau()
     callbacks: list[Any] = [
         history,
         finite,
+        plateau,
         StopSignal(run.folder, finite),
         Pictures(run.folder / "pictures", config.picture_every, run.plan.spacing),
         Bar(history, refresh_rate=history.show_every),
@@ -166,7 +169,7 @@ def _fit(run: Run, checkpoint: Path | None) -> History:
     if trainer.is_global_zero and len(history.rows) == config.epochs and not (run.folder / FINAL).exists():
         # The run was complete but for this file: continuing it takes no step, and so ends no training.
         callbacks[-1].save_final()
-    return history
+    return history, plateau
 
 
 def build_trainer(config: PretrainConfig, run: Run, callbacks: list[Any]) -> Trainer:
@@ -249,16 +252,16 @@ def log_start(run: Run, checkpoint: Path | None) -> None:
     log.info("%s %s", "continuing from" if checkpoint else "results go to", checkpoint or run.folder)
 
 
-def warn_if_flat(run: Run, history: History) -> None:
-    """Say so if the loss has hardly fallen; a run that goes on from pretrained weights begins where others end."""
-    losses = flat_validation(history.rows)
-    if losses is None or run.config.pretrained_weights is not None:
+def warn_if_flat(run: Run, plateau: Plateau) -> None:
+    """Say so if the network has not learned to look at the image."""
+    if plateau.losses is None or run.config.epochs < JUDGED_FROM or not plateau.is_flat():
         return
     adamw = "" if run.method.recipe.optimizer == "adamw" else " or -optimizer adamw"
     log.warning(
-        "The validation loss has hardly fallen: %.4g after the first epoch, %.4g at the end. These weights may be no "
-        "better than random ones. Look at %s and the pictures beside it; train longer, or try another -lr%s.",
-        *losses,
+        "The network has hardly learned to look at the image: its validation loss is %.4g, and %.4g with every answer "
+        "replaced by the mean answer. Such weights may do harm. Look at %s and the pictures beside it; train longer, "
+        "or try another -lr%s.",
+        *plateau.losses,
         run.folder / "progress.png",
         adamw,
     )

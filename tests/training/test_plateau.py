@@ -1,0 +1,97 @@
+"""The loss of mean answers: what a network on the plateau has, and one that looks at the image has not."""
+
+import pytest
+import torch
+from architectures import architecture
+from torch import nn
+
+from ssl_pretrain.methods import METHODS
+from ssl_pretrain.methods.base import MethodSetup, RunLength
+from ssl_pretrain.networks import build_backbone
+from ssl_pretrain.training.plateau import PLATEAU, Plateau, mean_answer, mean_answers
+
+PATCH = (16, 16, 16)
+TOKENS = {"SimMIM"}
+
+
+def test_every_channel_of_a_volume_has_its_mean():
+    answer = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    mean = mean_answer(answer)
+    assert mean.shape == answer.shape
+    for channel in range(3):
+        assert mean[:, channel].unique().numel() == 1
+        torch.testing.assert_close(mean[0, channel, 0, 0, 0], answer[:, channel].mean())
+
+
+def test_every_voxel_of_a_cell_has_its_mean():
+    answer = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    mean = mean_answer(answer)
+    torch.testing.assert_close(mean, answer.flatten(0, 1).mean(0).expand(2, 5, 8))
+
+
+def test_the_network_answers_for_itself_again_afterwards():
+    network, image = nn.Conv3d(1, 2, 1), torch.randn(2, 1, 2, 2, 2)
+    with mean_answers(network):
+        assert network(image)[:, 0].unique().numel() == 1
+    assert network(image)[:, 0].unique().numel() > 1
+    with pytest.raises(RuntimeError, match="stop"), mean_answers(network):
+        raise RuntimeError("stop")
+    assert network(image)[:, 0].unique().numel() > 1
+
+
+def build(name):
+    method = METHODS[name]
+    tokens = name in TOKENS
+    backbone = build_backbone(
+        "PrimusS" if tokens else "plans",
+        architecture={} if tokens else architecture("plain"),
+        input_channels=1,
+        num_classes=2,
+        patch=PATCH,
+        **({"settings": {"width": 36, "depth": 1, "heads": 2}} if tokens else {}),
+    )
+    return method(method.Config(), MethodSetup(backbone=backbone, patch=PATCH, length=RunLength(1, 1, 2)))
+
+
+def ratio(method, batch):
+    method.eval()
+    with torch.no_grad():
+        real = method.validation_step(batch, 0)
+        with mean_answers(method.trained):
+            blind = method.validation_step(batch, 0)
+    return float(real / blind)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_network_that_answers_the_same_whatever_it_sees_loses_nothing(name):
+    torch.manual_seed(0)
+    method = build(name)
+    images = torch.randn(4, 1, *PATCH)
+    for module in method.trained.modules():
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d, nn.Linear)):
+            nn.init.zeros_(module.weight)
+    assert ratio(method, {"image": images, "case": ["a"] * 4, "index": torch.arange(4)}) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_network_that_has_seen_the_batch_often_loses_much(name):
+    torch.manual_seed(0)
+    method = build(name)
+    smooth = nn.functional.interpolate(torch.randn(4, 1, 2, 2, 2), size=PATCH, mode="trilinear")
+    batch = {"image": 2 * smooth, "case": ["a"] * 4, "index": torch.arange(4)}
+    # AnatoMask's teacher chooses masks in training, not in validation.
+    method.eval()
+    method.trained.train()
+    optimizer = torch.optim.AdamW(method.trained.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        method.validation_step(batch, 0).backward()
+        optimizer.step()
+    assert ratio(method, batch) < PLATEAU
+
+
+@pytest.mark.parametrize(("losses", "flat"), [(None, False), ((0.96, 1.0), True), ((0.94, 1.0), False)])
+def test_what_is_flat(losses, flat):
+    plateau = Plateau()
+    plateau.losses = losses
+    assert plateau.is_flat() == flat
