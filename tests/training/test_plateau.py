@@ -1,10 +1,16 @@
 """The loss of mean answers: what a network on the plateau has, and one that looks at the image has not."""
 
+import importlib
+import json
+
 import pytest
 import torch
 from architectures import architecture
+from conftest import REPOSITORY
+from made_data import write_dataset
 from torch import nn
 
+from ssl_pretrain import PretrainConfig, pretrain
 from ssl_pretrain.methods import METHODS
 from ssl_pretrain.methods.base import MethodSetup, RunLength
 from ssl_pretrain.networks import build_backbone
@@ -12,6 +18,12 @@ from ssl_pretrain.training.plateau import PLATEAU, Plateau, mean_answer, mean_an
 
 PATCH = (16, 16, 16)
 TOKENS = {"SimMIM"}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    return importlib.import_module("benchmarks.plateau")
 
 
 def test_every_channel_of_a_volume_has_its_mean():
@@ -95,3 +107,24 @@ def test_what_is_flat(losses, flat):
     plateau = Plateau()
     plateau.losses = losses
     assert plateau.is_flat() == flat
+
+
+def test_finished_runs_can_be_judged_afterwards(tmp_path, monkeypatch, benchmark):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    write_dataset(tmp_path / "preprocessed", cases=6)
+    size = {"epochs": 1, "iters": 2, "val_iters": 3, "num_workers": 0, "device": "cpu", "fold": "0"}
+    result = pretrain(PretrainConfig(dataset="7", output_folder=str(tmp_path / "w" / "SparK"), method="SparK", **size))
+    found = benchmark.measure(result.folder)
+    assert found["loss"] == pytest.approx(result.metrics[-1]["val_loss"], rel=1e-6)
+    assert found["loss_of_mean"] != found["loss"]
+    assert (found["method"], found["run"].endswith("w/SparK")) == ("SparK", True)
+
+
+def test_the_published_table_is_what_was_measured(benchmark):
+    runs = json.loads((REPOSITORY / "benchmarks" / "results" / "cpu_plateau.json").read_text())["runs"]
+    page = (REPOSITORY / "benchmarks" / "README.md").read_text()
+    assert all(f"| {' | '.join(benchmark.cells(run))} |" in page for run in runs)
+    ratios = {(run["run"], run["method"]): run["loss"] / run["loss_of_mean"] for run in runs}
+    flat = {name for name, ratio in ratios.items() if ratio > PLATEAU}
+    assert {method for _, method in flat} == {"S3D", "ModelsGenesis"}
+    assert len(flat) == 4
