@@ -39,11 +39,17 @@ def portable(study: dict[str, Any]) -> dict[str, Any]:
     content["machine"].pop("system", None)
     for arm in content["arms"]:
         arm["weights"] = arm["weights"] and relative(arm["weights"])
-    content["trained"] = {key: value for key, value in content["runs"][0]["trained"].items() if key != "train_loss"}
+    settings = [run["trained"] for run in content["runs"]]
+    content["trained"] = {key: v for key, v in settings[0].items() if all(other[key] == v for other in settings)}
+    content["trained"].pop("train_loss", None)
     for run in content["runs"]:
         run["last_loss"] = run["trained"]["train_loss"][-1]
+        own = {key: v for key, v in run["trained"].items() if key not in {*content["trained"], "train_loss"}}
         for name in ONCE:
             run.pop(name, None)
+        # Arms may have trainers of their own.
+        if own:
+            run["trained"] = own
     return content
 
 

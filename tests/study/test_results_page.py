@@ -26,7 +26,8 @@ def restored(content, folder):
         assert run.name == entry["name"]
         place = study.run_folder(run)
         place.mkdir(parents=True)
-        filled = {**entry, "trained": content["trained"], "machine": content["machine"]}
+        trained = {**content["trained"], **entry.get("trained", {})}
+        filled = {**entry, "trained": trained, "machine": content["machine"]}
         (place / RESULT).write_text(json.dumps(filled))
     return study
 
@@ -109,6 +110,12 @@ def test_what_is_recorded_has_no_path_of_a_machine(study_page, tmp_path):
         "runs": [{"dice": 0.5, "last_loss": 0.25}],
     }
     assert "trained" in run
+
+    other = {**run, "trained": {"steps": 2, "lr": 0.1, "train_loss": [0.5]}}
+    run["trained"]["lr"] = 0.01
+    found = study_page.portable({**study, "runs": [run, other]})
+    assert found["trained"] == {"steps": 2}
+    assert [entry["trained"] for entry in found["runs"]] == [{"lr": 0.01}, {"lr": 0.1}]
 
 
 def test_two_arms_of_recorded_studies_are_compared_as_a_study_does(study_compare):
