@@ -5,9 +5,9 @@
 #
 #     bash benchmarks/study_factors.sh
 #
-# The same weights fine-tuned with a tenth of the learning rate, against the same training from scratch:
+# Some of the weights fine-tuned with a tenth of the learning rate, against the same training from scratch:
 #
-#     NAME=gently TRAINER=nnUNetTrainerAdam1en3 KEEP="SparK_8000_steps MAE_8000_steps" bash benchmarks/study_factors.sh
+#     NAME=gently TRAINER=nnUNetTrainerAdam1en3 KEEP=MAE_8000_steps bash benchmarks/study_factors.sh
 #
 # WORK, SEEDS, JOBS (also of pretraining) and PYTHON can be set; KEEP chooses among the weights. What is done already is
 # not done again.
