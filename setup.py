@@ -39,6 +39,7 @@ setup(
         "tqdm>=4.57",
         "safetensors>=0.4",
         "filelock>=3.12",
+        "pydantic>=2.7",
     ],
     extras_require={
         # MONAI, so that the tests of the ViT do not skip.

@@ -1,14 +1,114 @@
-"""Writing files so that a reader never sees half of one."""
+"""Reading files that others wrote with one line about what is wrong, and writing so that nobody sees half of a file."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, overload
 
-import torch
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+DEEPEST_JSON = 100
+"""Levels of nesting; what nnU-Net and we write has at most ten."""
+
+
+@overload
+def read_json(file: Path, *, remedy: str = "", not_finite: bool = False) -> dict[str, Any]: ...
+
+
+@overload
+def read_json(file: Path, kind: type[T], *, remedy: str = "", not_finite: bool = False) -> T: ...
+
+
+def read_json(file: Path, kind: Any = dict[str, Any], *, remedy: str = "", not_finite: bool = False) -> Any:
+    """Content of a JSON file, checked against a type.
+
+    Args:
+        file: in UTF-8, with or without a byte order mark.
+        kind: what it must hold: anything that pydantic validates, e.g. ``list[str]`` or a model.
+        remedy: a sentence that ends every message, e.g. the command that makes the file again.
+        not_finite: whether NaN and infinity are allowed; nnU-Net writes them for labels that a case does not have.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: it cannot be read.
+        ValueError: not JSON, nested too deep, a number that no computer word holds, or not of the type; names the file
+            and the place in it.
+    """
+    ending = f" {remedy}" if remedy else ""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist.{ending}")
+    raw = file.read_bytes()
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{file} is encoded in UTF-16. JSON is UTF-8: save it again as UTF-8.{ending}")
+    try:
+        content = json.loads(
+            raw.decode("utf-8-sig"),
+            parse_int=_whole_number,
+            parse_float=lambda text: _finite(text, not_finite),
+            parse_constant=lambda text: _finite(text, not_finite),
+        )
+        _check_depth(content)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not text in UTF-8 (byte {error.start}). Save it again as UTF-8.{ending}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        what = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{file} is not valid JSON: {what}.{ending}") from error
+    return validated(content, kind, file, remedy=remedy)
+
+
+def validated(content: Any, kind: type[T], file: Path, *, remedy: str = "") -> T:
+    """What a file holds, as a type.
+
+    Raises:
+        ValueError: it is not of that type; names the file, the place in it, what came and what is expected.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        place = ".".join(map(str, first["loc"])) or "the whole file"
+        came = "" if first["type"] == "missing" else f", got {_shown(first['input'])}"
+        more = f" (and {len(others)} more)" if others else ""
+        ending = f" {remedy}" if remedy else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{file}: {place}: {message}{came}{more}.{ending}") from error
+
+
+def _whole_number(text: str) -> int:
+    # Of 64 bits; longer ones overflow wherever they are used, and Python converts millions of digits for minutes.
+    if len(text) > 20 or abs(int(text)) >= 2**63:
+        raise ValueError(f"the number {text[:24]}{'…' if len(text) > 24 else ''} is too large")
+    return int(text)
+
+
+def _finite(text: str, not_finite: bool) -> float:
+    number = float(text)
+    if not (math.isfinite(number) or not_finite):
+        raise ValueError(f"the number {text[:24]} is not finite")
+    return number
+
+
+def _check_depth(content: Any) -> None:
+    level, depth = [content], 0
+    while level:
+        if depth >= DEEPEST_JSON:
+            raise RecursionError
+        inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
+        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
+        depth += 1
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def save_atomic(content: Any, path: Path, keep: Path | None = None) -> None:
@@ -22,6 +122,8 @@ def save_atomic(content: Any, path: Path, keep: Path | None = None) -> None:
     Raises:
         OSError: the file cannot be written (no space left, no permission); names it, and what is left as it was.
     """
+    import torch  # takes seconds, and most of what uses this module needs none of it
+
     write_atomic(path, "wb", lambda handle: torch.save(content, handle), keep)
 
 

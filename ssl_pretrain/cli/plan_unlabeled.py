@@ -183,7 +183,7 @@ def next_command(given: dict[str, Any], planned: Planned) -> str:
 
 
 def _normalisation(planned: Planned) -> list[str]:
-    from ssl_pretrain.data.locate import read_json
+    from ssl_pretrain.files import read_json
 
     names = read_json(planned.folder / "dataset.json")["channel_names"].values()
     schemes = planned.plans["configurations"]["3d_fullres"]["normalization_schemes"]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ssl_pretrain.data.cases import UNLABELLED
+from ssl_pretrain.files import read_json
 from ssl_pretrain.functional.geometry import Triple, as_triple
 
 
@@ -230,21 +230,6 @@ def check_preprocessed(files: DatasetFiles, plan: Plan) -> None:
             f"nnUNetv2_preprocess -d {number} -plans_name {plan.name} -c {plan.configuration}; or, for images without "
             f"labels: nnUNetv2_preprocess_unlabeled -i FOLDER -d {number} -p {plan.name} -c {plan.configuration}"
         )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON; names the file and the place.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist.")
-    try:
-        return cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
 
 
 def dataset_number(name: str) -> str:

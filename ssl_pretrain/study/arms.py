@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.data.locate import locate, read_json
+from ssl_pretrain.data.locate import locate
+from ssl_pretrain.files import read_json
 from ssl_pretrain.finetuning.names import parse_trainer_name
 from ssl_pretrain.finetuning.schedules import course_of
 from ssl_pretrain.study.design import StudySettings

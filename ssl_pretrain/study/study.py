@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.data.locate import find_dataset, read_json
-from ssl_pretrain.files import write_json
+from ssl_pretrain.data.locate import find_dataset
+from ssl_pretrain.files import read_json, write_json
 from ssl_pretrain.study.arms import Arm, add_arms, check_weights, digest, is_gone, local_file
 from ssl_pretrain.study.design import MAY_CHANGE, Run, Size, StudySettings, disagreements, runs_of, sizes_of
 from ssl_pretrain.study.leaks import refuse_supervised, seen_cases

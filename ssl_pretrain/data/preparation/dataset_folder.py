@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.data.locate import environment_folder, read_json
+from ssl_pretrain.data.locate import environment_folder
+from ssl_pretrain.files import read_json
 
 ONLY_BACKGROUND = {"background": 0}
 LABELLED_FOLDERS = ("imagesTr", "labelsTr")

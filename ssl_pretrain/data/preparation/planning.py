@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.data.locate import read_json
 from ssl_pretrain.data.preparation.dataset_folder import DatasetFolder, describe
 from ssl_pretrain.data.preparation.fingerprint import ORIGIN, Watch, describes, extract_fingerprint
 from ssl_pretrain.data.preparation.image_case import ImageCase
 from ssl_pretrain.data.preparation.parallel import Failure
 from ssl_pretrain.data.preparation.report import Failures
 from ssl_pretrain.data.preprocessing import differences, preprocessing_of
-from ssl_pretrain.files import write_json
+from ssl_pretrain.files import read_json, write_json
 from ssl_pretrain.functional.geometry import Triple
 
 NETWORKS = {

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.data.locate import DatasetFiles, Plan, dataset_number, find_dataset, read_json, read_plan
+from ssl_pretrain.data.locate import DatasetFiles, Plan, dataset_number, find_dataset, read_plan
 from ssl_pretrain.data.preparation.image_case import ImageCase, ImageError
 from ssl_pretrain.data.preparation.sources import some
 from ssl_pretrain.data.preparation.stored import names_in
 from ssl_pretrain.data.preprocessing import digest, preprocessing_of
+from ssl_pretrain.files import read_json
 
 PLANS_ENTRIES = ("dataset_name", "plans_name", "image_reader_writer", "transpose_forward", "label_manager")
 CONFIGURATION_ENTRIES = (
