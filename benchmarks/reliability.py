@@ -2,7 +2,7 @@
 
     python benchmarks/reliability.py --json benchmarks/results/reliability.json
 
-Each attempt is the real command in a process of its own, forked after the imports so that hundreds of them take minutes.
+Each attempt is the real command in a process of its own, forked after the imports, so that a hundred take minutes.
 Data and network are made and tiny. Full disks need Linux and root (a tmpfs of its own); without, they are left out.
 
 - kills: a run gets a signal at a random moment and is continued with ``--c``; it must end as the undisturbed run, bit
