@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +19,24 @@ from ssl_pretrain.training.checkpoints import LATEST, NonFiniteLossError, check_
 
 class PreemptedError(RuntimeError):
     """The process was asked to terminate; the run is saved and can be continued."""
+
+
+@contextmanager
+def ctrl_c_is_no_exit(trainer: Trainer, folder: Path) -> Iterator[None]:
+    """Meanwhile Ctrl-C raises ``KeyboardInterrupt``, with what is left of the run as its words.
+
+    Lightning ends the interpreter instead, with status 1 and no word, and leaves the signal ignored.
+    """
+    earlier = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, earlier or signal.default_int_handler)
+        raise KeyboardInterrupt(
+            f"Stopped by Ctrl-C after step {trainer.global_step}. {last_good(folder)} {continue_with(folder)}"
+        ) from None
 
 
 class FiniteLoss(Callback):
