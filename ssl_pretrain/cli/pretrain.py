@@ -212,11 +212,15 @@ def parse_settings(pairs: Sequence[str], flag: str = "-set") -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", explicit: bool = False) -> int:
     """Run the command; returns the exit status, with errors as one line on stderr."""
     given = vars(build_parser(method, explicit).parse_args(arguments))
-    from ssl_pretrain.training.checkpoints import NonFiniteLossError
+    return guarded(lambda: run(given, method), expected=run_errors)
 
-    # After the imports: Lightning sets the levels of its loggers when it is imported.
-    quiet_training()
-    return guarded(lambda: run(given, method), expected=(NonFiniteLossError,))
+
+def run_errors() -> tuple[type[Exception], ...]:
+    """What ends a run and says so in words of its own."""
+    from ssl_pretrain.training.checkpoints import NonFiniteLossError
+    from ssl_pretrain.training.failures import RunFailedError
+
+    return NonFiniteLossError, RunFailedError
 
 
 def run(given: dict[str, Any], method: str) -> int:
@@ -225,15 +229,19 @@ def run(given: dict[str, Any], method: str) -> int:
     import nnunetv2  # noqa: F401
 
     from ssl_pretrain.cli.dry_run import show
+    from ssl_pretrain.training.failures import plain_words
     from ssl_pretrain.training.guards import PreemptedError
     from ssl_pretrain.training.prepare import prepare
     from ssl_pretrain.training.run import pretrain
 
+    # After the imports: Lightning sets the levels of its loggers when it is imported.
+    quiet_training()
     # A console command does not look for modules in the current folder; -network package.module:Class should.
     sys.path.append(str(Path.cwd()))
     config = config_from(given, method)
     if given.get("dry_run"):
-        print(show(prepare(config)))
+        with plain_words(config):
+            print(show(prepare(config)))
         return 0
     try:
         result = pretrain(config, resume=bool(given.get("c")))

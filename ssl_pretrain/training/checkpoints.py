@@ -49,6 +49,13 @@ def last_good(folder: Path) -> str:
     return f"{kept}; nothing was overwritten."
 
 
+def continue_with(folder: Path) -> str:
+    """What to do with a run that was stopped, as a sentence."""
+    if any((folder / name).exists() for name in (LATEST, PREVIOUS)):
+        return "Continue with --c."
+    return "Start it again."
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside and renames, and keeps the checkpoint before the latest."""
 

@@ -14,6 +14,7 @@ from ssl_pretrain.config import PretrainConfig
 from ssl_pretrain.data.cases import MaskKind
 from ssl_pretrain.data.filters import parse_filters
 from ssl_pretrain.data.locate import DatasetFiles, Plan, environment_folder, locate, locate_explicit
+from ssl_pretrain.data.memory import check_shared_memory
 from ssl_pretrain.data.module import CropData
 from ssl_pretrain.data.selection import Selection, check_agreement, select
 from ssl_pretrain.functional.geometry import Triple, check_patch
@@ -90,13 +91,15 @@ def prepare(config: PretrainConfig, *, resume: bool = False) -> Run:
     )
     method = _method(config, plan, resume)
     _check_cases(method, cases)
+    data = _data(config, cases, method.crops_per_sample)
+    check_shared_memory(data.shared_bytes(plan.input_channels) * config.num_gpus)
     return Run(
         config,
         files,
         plan,
         cases,
         method,
-        _data(config, cases, method.crops_per_sample),
+        data,
         output_folder(config, files, plan),
         _untrained(config, method),
     )

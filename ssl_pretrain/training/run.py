@@ -30,8 +30,9 @@ from ssl_pretrain.training.checkpoints import (
     find_resumable,
 )
 from ssl_pretrain.training.display import Bar, Pictures
+from ssl_pretrain.training.failures import plain_words
 from ssl_pretrain.training.fine_tuning import finetune_command, write_plans
-from ssl_pretrain.training.guards import FiniteLoss, StopSignal
+from ssl_pretrain.training.guards import FiniteLoss, StopSignal, ctrl_c_is_no_exit
 from ssl_pretrain.training.history import History
 from ssl_pretrain.training.plateau import JUDGED_FROM, Plateau
 from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
@@ -72,15 +73,18 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
         ValueError, FileNotFoundError: bad input; nothing was written.
         NonFiniteLossError: the loss became NaN or Inf; the last good checkpoint is intact.
         PreemptedError: SIGTERM; the run is saved.
+        RunFailedError: memory, a killed process; says what to do. Its cause is the error as it came.
+        KeyboardInterrupt: Ctrl-C; the last checkpoint is intact.
         OSError: a file cannot be written; the previous checkpoint is intact.
     """
     if config.device == "cpu":
         keep_freed_memory()
     checkpoint = find_resumable(resolve_folder(config)) if resume else None
-    run = prepare(config, resume=resume)
+    with plain_words(config):
+        run = prepare(config, resume=resume)
     check_output(run, resume)
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _log_file(run.folder):
+    with _log_file(run.folder), plain_words(config, run.folder):
         # Before training: a plans file that contradicts must not be found out after a thousand epochs.
         plans_name = write_plans(run)
         history, plateau = _fit(run, checkpoint)
@@ -165,7 +169,9 @@ def _fit(run: Run, checkpoint: Path | None) -> tuple[History, Plateau]:
         write_json(run.config.to_dict(), run.folder / "config.json")
         write_json(cases_of(run), run.folder / CASES)
     log_start(run, checkpoint)
-    trainer.fit(run.method, datamodule=run.data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    path = str(checkpoint) if checkpoint else None
+    with ctrl_c_is_no_exit(trainer, run.folder):
+        trainer.fit(run.method, datamodule=run.data, ckpt_path=path, weights_only=True)
     if trainer.is_global_zero and len(history.rows) == config.epochs and not (run.folder / FINAL).exists():
         # The run was complete but for this file: continuing it takes no step, and so ends no training.
         callbacks[-1].save_final()
@@ -274,20 +280,26 @@ def process_rank() -> int:
 
 @contextmanager
 def _log_file(folder: Path) -> Iterator[None]:
-    """Write the library's log to ``training_log_<time>.txt`` for the duration of a run, on the first process."""
-    if process_rank():
-        yield
-        return
+    """Write the library's log to ``training_log_<time>.txt`` for the duration of a run, and how the run ended.
+
+    Of several processes the first one writes; another one only the error that ends it, to ``…_rank<number>.txt``. The
+    error is not shown as a line of the log: who called the run gets it.
+    """
+    rank = process_rank()
     stamp = datetime.now().astimezone().strftime("%Y_%m_%d_%H_%M_%S")
-    handler = logging.FileHandler(folder / f"training_log_{stamp}.txt", encoding="utf-8")
+    name = f"training_log_{stamp}_rank{rank}.txt" if rank else f"training_log_{stamp}.txt"
+    handler = logging.FileHandler(folder / name, encoding="utf-8", delay=bool(rank))
+    handler.setLevel(logging.ERROR if rank else logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     previous = log.level
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
         yield
-    except Exception:
-        log.exception("The run stopped.", exc_info=sys.exc_info())
+    except (Exception, KeyboardInterrupt):
+        handler.handle(
+            log.makeRecord(log.name, logging.ERROR, __file__, 0, "The run stopped.", (), sys.exc_info())  # type: ignore[arg-type]
+        )
         raise
     finally:
         log.removeHandler(handler)

@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from made_data import IDENTIFIER, NAME, volume, write_case, write_dataset
 
 from ssl_pretrain import PretrainConfig, pretrain
+from ssl_pretrain.data import module
 from ssl_pretrain.data.batches import Sample
+from ssl_pretrain.data.crops import TRAIN as TRAIN_CROPS
 from ssl_pretrain.data.crops import CropDataset
 from ssl_pretrain.methods import Method
 from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, NonFiniteLossError
@@ -176,6 +179,27 @@ def test_sigterm_saves_within_an_epoch_and_the_continued_run_is_the_same(dataset
         StopAfter(patch, crops, lambda: signal.raise_signal(signal.SIGTERM))
         pretrain(config(tmp_path, "stopped"))
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "after an interrupted one too"
+    assert_same_run(pretrain(config(tmp_path, "stopped"), resume=True).folder, whole)
+
+
+@pytest.mark.parametrize(("crop", "words"), [(8, "stopped after step 4, saved in"), (6, "after step 3. The last good")])
+def test_sigterm_ends_a_run_that_waits_for_data_and_the_continued_run_is_the_same(
+    dataset, tmp_path, monkeypatch, crop, words
+):
+    """Within an epoch it is saved; at the start of one the epoch before is."""
+    whole = pretrain(config(tmp_path, "whole")).folder
+    original = CropDataset.__getitem__
+
+    def hang(crops, index):
+        if crops.stream == TRAIN_CROPS and index == crop:
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(60)
+        return original(crops, index)
+
+    with monkeypatch.context() as patch, pytest.raises(PreemptedError, match=words):
+        patch.setattr(CropDataset, "__getitem__", hang)
+        patch.setattr(module, "LOOK", 1)
+        pretrain(config(tmp_path, "stopped", num_workers=1))
     assert_same_run(pretrain(config(tmp_path, "stopped"), resume=True).folder, whole)
 
 
