@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-from collections.abc import Callable
+import platform
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, overload
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
+log = logging.getLogger("ssl_pretrain")
+
 T = TypeVar("T")
+
+LOCK = "lock"
+"""File in a folder that one process at a time works in."""
+
+LEFT = re.compile(r".+\.(?:(?P<host>[\w-]+)-)?(?P<process>\d+)\.tmp")
+"""Name of a file that was being written; older versions left out the host."""
 
 DEEPEST_JSON = 100
 """Levels of nesting; what nnU-Net and we write has at most ten."""
@@ -142,8 +157,7 @@ def write_atomic(path: Path, mode: str, write: Callable[[IO[Any]], object], keep
     Raises:
         OSError: as :func:`save_atomic`.
     """
-    # With the number of the process: several may write the same file at once.
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    beside = written_beside(path)
     try:
         with beside.open(mode, encoding=None if "b" in mode else "utf-8") as handle:
             write(handle)
@@ -157,3 +171,90 @@ def write_atomic(path: Path, mode: str, write: Callable[[IO[Any]], object], keep
         beside.unlink(missing_ok=True)
         kept = f"The previous {path.name} is intact." if path.exists() else "No earlier file was there."
         raise OSError(f"Could not write {path}: {error}. {kept} Free some space or choose another folder.") from error
+
+
+def written_beside(path: Path) -> Path:
+    """The file that this process fills before it becomes ``path``.
+
+    With the names of host and process: several may write the same file at once, also from several nodes.
+    """
+    return path.with_name(f"{path.name}.{_host()}-{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing into a folder; what a living one of this host writes stays.
+
+    Args:
+        folder: nobody on another host works in it: see :func:`locked`.
+    """
+    for file in folder.glob("*.tmp"):
+        match = LEFT.fullmatch(file.name)
+        if match and not (match["host"] in (None, _host()) and _lives(int(match["process"]))):
+            log.info("removing %s, which a process that is gone was writing", file)
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder; the system lets go of it when this process ends, however it ends.
+
+    Raises:
+        BusyError: another process is at it.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(
+            f"Another process is at work in {folder}. Wait for its end, or choose another folder (-o)."
+        ) from error
+    except NotImplementedError:
+        log.warning("The disk of %s has no locks: see to it yourself that one process at a time works there.", folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class BusyError(OSError):
+    """Another process works in a folder."""
+
+
+def archive_fault(file: Path) -> str | None:
+    """Which part of a file that ``torch.save`` wrote is damaged, by the checksums in it; None if none is.
+
+    Also None for what has no checksums: a file that is no ZIP archive, or one that was saved without them
+    (``torch.serialization.set_crc32_options``).
+    """
+    if not zipfile.is_zipfile(file):
+        return None
+    size = file.stat().st_size
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if not any(entry.CRC for entry in entries):
+                return None
+            # torch.save compresses nothing, so that what is read here is no more than what lies on the disk.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                return "its parts are compressed"
+            if sum(entry.file_size for entry in entries) > size:
+                return "its parts are longer than the file"
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{broken} is not what it was when it was written" if broken else None
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", platform.node())
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        # Of another user, or a number that is none: whatever it is, it is not ours to remove.
+        return True
+    return True

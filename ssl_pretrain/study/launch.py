@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
-from ssl_pretrain.files import write_json
+from ssl_pretrain.files import write_atomic, write_json
 from ssl_pretrain.study import worker
 from ssl_pretrain.study.design import Run
 from ssl_pretrain.study.machine import available_cores
@@ -33,7 +33,8 @@ def gather(study: Study) -> Analysis:
     """Write ``study.json``, ``study.md`` and ``study.png`` from the results that are there."""
     analysis = analyse(study)
     write_json(to_json(study, analysis), study.folder / FILE)
-    (study.folder / "study.md").write_text(markdown(study, analysis), encoding="utf-8")
+    text = markdown(study, analysis)
+    write_atomic(study.folder / "study.md", "w", lambda handle: handle.write(text))
     draw_study(study, analysis, study.folder / "study.png")
     return analysis
 

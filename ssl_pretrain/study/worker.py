@@ -20,10 +20,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ssl_pretrain.allocator import keep_freed_memory
-from ssl_pretrain.files import write_json
+from ssl_pretrain.files import BusyError, locked, write_json
 from ssl_pretrain.study.arms import check_weights
 from ssl_pretrain.study.design import Run
 from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
@@ -31,7 +29,6 @@ from ssl_pretrain.study.results import mean_dice
 from ssl_pretrain.study.study import FAILURE, LOG, RESULT, Study, versions
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth")
-LOCK = "lock"
 BUSY = 75
 """Exit status of a run that another process is at; ``EX_TEMPFAIL`` of sysexits.h."""
 
@@ -51,10 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = study.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        # The system lets go of it when this process ends, however it ends.
-        with FileLock(folder / LOCK, timeout=0):
+        with locked(folder):
             return perform(study, run, given.threads or available_cores())
-    except Timeout:
+    except BusyError:
         sys.stderr.write(f"{run.name} is being run by another process.\n")
         return BUSY
 

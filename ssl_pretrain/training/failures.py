@@ -52,6 +52,13 @@ def is_of_open_files(error: BaseException, text: str) -> bool:
     return says("Too many open files", "received 0 items of ancdata")(error, text)
 
 
+def is_of_full_disk(error: BaseException, text: str) -> bool:
+    """Whether a disk is full, or the user's part of it; what writes files of ours says more itself."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return says("No space left on device")(error, text)
+
+
 def is_of_gpu_memory(error: BaseException, text: str) -> bool:
     """Whether the GPU had no memory left."""
     phrases = ("MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -66,6 +73,7 @@ def is_of_another_process(error: BaseException, text: str) -> bool:
 
 
 FAILURES = (
+    Failure(is_of_full_disk, "The disk is full: {detail} Free some space or choose another folder (-o)."),
     Failure(is_of_gpu_memory, "The GPU has too little memory for a step: {detail} {lighter}"),
     Failure(
         says("Bus error", "shared memory", "torch_shm"),

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,14 +19,16 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.config import PretrainConfig
-from ssl_pretrain.files import write_json
+from ssl_pretrain.files import locked, remove_leftovers, write_json
 from ssl_pretrain.training.checkpoints import (
-    BEST,
+    CONFIG,
     FINAL,
     LATEST,
     PREVIOUS,
     AtomicCheckpointIO,
     Checkpoints,
+    check_fits,
+    continue_with,
     find_resumable,
 )
 from ssl_pretrain.training.display import Bar, Pictures
@@ -81,17 +83,25 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
         keep_freed_memory()
     checkpoint = find_resumable(resolve_folder(config)) if resume else None
     with plain_words(config):
-        run = prepare(config, resume=resume)
-    check_output(run, resume)
+        run = prepare(config, resume=checkpoint is not None)
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _log_file(run.folder), plain_words(config, run.folder):
-        # Before training: a plans file that contradicts must not be found out after a thousand epochs.
-        plans_name = write_plans(run)
-        history, plateau = _fit(run, checkpoint)
-        final = run.folder / FINAL
-        command = finetune_command(run, final, plans_name)
-        warn_if_flat(run, plateau)
-        log.info("Finished: %s", final)
+    with _alone(run.folder):
+        check_output(run, resume)
+        if checkpoint is not None:
+            check_fits(checkpoint, run.method)
+        with _log_file(run.folder), plain_words(config, run.folder):
+            # Before training: a plans file that contradicts must not be found out after a thousand epochs.
+            plans_name = write_plans(run)
+            history, plateau = _fit(run, checkpoint)
+            final = run.folder / FINAL
+            if process_rank() == 0 and not final.is_file():
+                raise ValueError(
+                    f"The run ended after {len(history.rows)} of {config.epochs} epochs and left no {final}. "
+                    f"{continue_with(run.folder)}"
+                )
+            command = finetune_command(run, final, plans_name)
+            warn_if_flat(run, plateau)
+            log.info("Finished: %s", final)
     return Result(run.folder, final, history.rows, command)
 
 
@@ -108,8 +118,9 @@ def check_output(run: Run, resume: bool) -> None:
     Raises:
         ValueError: it holds another run, or this one was to be continued with other settings.
     """
-    stored = run.folder / "config.json"
-    holds_weights = any((run.folder / name).exists() for name in (LATEST, PREVIOUS, BEST, FINAL))
+    stored = run.folder / CONFIG
+    # Not the best weights alone: those are of a run that ended before its first checkpoint.
+    holds_weights = any((run.folder / name).exists() for name in (LATEST, PREVIOUS, FINAL))
     if holds_weights and not resume:
         raise ValueError(f"{run.folder} already holds a run. Continue it with --c, or choose another folder with -o.")
     if not stored.is_file():
@@ -166,7 +177,7 @@ def _fit(run: Run, checkpoint: Path | None) -> tuple[History, Plateau]:
     ]
     trainer = build_trainer(config, run, callbacks)
     if trainer.is_global_zero:
-        write_json(run.config.to_dict(), run.folder / "config.json")
+        write_json(run.config.to_dict(), run.folder / CONFIG)
         write_json(cases_of(run), run.folder / CASES)
     log_start(run, checkpoint)
     path = str(checkpoint) if checkpoint else None
@@ -279,6 +290,29 @@ def process_rank() -> int:
 
 
 @contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder of this one, whose first process does so for all."""
+    if process_rank():
+        yield
+        return
+    with locked(folder):
+        remove_leftovers(folder)
+        yield
+
+
+class LogFile(logging.FileHandler):
+    """A log file that says once when it cannot be written, and not with a traceback for each line."""
+
+    complained = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Warn on the console that lines are missing."""
+        if not self.complained:
+            self.complained = True
+            log.warning("%s cannot be written any more: %s", self.baseFilename, sys.exc_info()[1])
+
+
+@contextmanager
 def _log_file(folder: Path) -> Iterator[None]:
     """Write the library's log to ``training_log_<time>.txt`` for the duration of a run, and how the run ended.
 
@@ -288,7 +322,7 @@ def _log_file(folder: Path) -> Iterator[None]:
     rank = process_rank()
     stamp = datetime.now().astimezone().strftime("%Y_%m_%d_%H_%M_%S")
     name = f"training_log_{stamp}_rank{rank}.txt" if rank else f"training_log_{stamp}.txt"
-    handler = logging.FileHandler(folder / name, encoding="utf-8", delay=bool(rank))
+    handler = LogFile(folder / name, encoding="utf-8", delay=bool(rank))
     handler.setLevel(logging.ERROR if rank else logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     previous = log.level
@@ -303,5 +337,6 @@ def _log_file(folder: Path) -> Iterator[None]:
         raise
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # of a full disk, which has ended the run by then
+            handler.close()
         log.setLevel(previous)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from made_data import NAME, volume, write_case
 from made_study import contents, finish, read, settings, write_home, write_weights
 
+from ssl_pretrain.files import LOCK, locked
 from ssl_pretrain.study import worker
 from ssl_pretrain.study.arms import scratch_trainer
 from ssl_pretrain.study.launch import run_all
@@ -288,7 +288,7 @@ def test_files_without_a_method_are_named_by_what_tells_them_apart(tmp_path, dat
 def test_a_run_that_another_process_is_at_is_left_to_it(study, capfd, caplog):
     run = study.runs[0]
     study.run_folder(run).mkdir(parents=True)
-    with FileLock(study.run_folder(run) / worker.LOCK):
+    with locked(study.run_folder(run)):
         assert worker.main([str(study.folder), run.name]) == worker.BUSY
         assert "scratch/2cases_fold0_seed0 is being run by another process." in capfd.readouterr().err
         for other in study.runs[1:]:
@@ -298,7 +298,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(study, capfd, caplog):
     assert f"{run.name} is being run by another process and is left to it" in caplog.text
     assert f"1/1  {run.name}  no result yet" in caplog.text
     assert {o.run.name for o in analysis.outcomes if o.status != "done"} == {run.name}
-    assert {file.name for file in study.run_folder(run).iterdir()} == {worker.LOCK}
+    assert {file.name for file in study.run_folder(run).iterdir()} == {LOCK}
     finish(study, run, 0.5)
     assert worker.main([str(study.folder), run.name]) == 0, "it is free again"
 

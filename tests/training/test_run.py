@@ -16,6 +16,7 @@ from ssl_pretrain.data import module
 from ssl_pretrain.data.batches import Sample
 from ssl_pretrain.data.crops import TRAIN as TRAIN_CROPS
 from ssl_pretrain.data.crops import CropDataset
+from ssl_pretrain.files import written_beside
 from ssl_pretrain.methods import Method
 from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, NonFiniteLossError
 from ssl_pretrain.training.display import contrast, richest_sample
@@ -332,7 +333,7 @@ def test_a_full_disk_stops_the_run_and_the_previous_checkpoint_is_intact(dataset
     folder = tmp_path / "run"
 
     def fill() -> None:
-        (folder / f"{LATEST}.{os.getpid()}.tmp").symlink_to("/dev/full")
+        written_beside(folder / LATEST).symlink_to("/dev/full")
 
     with (
         monkeypatch.context() as patch,

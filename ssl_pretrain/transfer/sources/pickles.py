@@ -21,6 +21,7 @@ import torch
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from ssl_pretrain.files import archive_fault
 from ssl_pretrain.transfer.sources.harmless import RefusalError, harmless_globals
 
 LEGACY_PICKLES = 5
@@ -45,7 +46,7 @@ def open_pickle(file: Path) -> Any:
     try:
         with _harmless(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except MemoryError as error:
@@ -67,6 +68,10 @@ def open_pickle(file: Path) -> Any:
                 "torch.save({'network_weights': network.state_dict()}, FILE)."
             ) from error
         raise ValueError(_not_a_checkpoint(file, error)) from error
+    # PyTorch does not look at the checksums: a tensor with a flipped bit is one like any other.
+    if (fault := archive_fault(file)) is not None:
+        raise ValueError(f"{file} is damaged: {fault}. Copy or download it again.")
+    return content
 
 
 def unsafe_globals(file: Path) -> list[str]:
