@@ -56,12 +56,14 @@ class Bar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """What Lightning shows, without the version number, plus pace and time left."""
-        metrics = super().get_metrics(trainer, pl_module)
+        metrics: dict[str, int | str | float | dict[str, float]] = {}
+        # First: what a narrow terminal has no room for is cut off at the end.
+        if (left := self.history.seconds_left(trainer)) is not None:
+            metrics["left"] = format_seconds(left)
+        metrics |= super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if pace := self.history.seconds_per_batch():
             metrics["images/s"] = f"{self.history.batch_size / pace:.2f}"
-        if (left := self.history.seconds_left(trainer)) is not None:
-            metrics["left"] = format_seconds(left)
         return metrics
 
     def init_train_tqdm(self) -> NarrowBar:
