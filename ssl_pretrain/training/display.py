@@ -109,7 +109,8 @@ class Pictures(Callback):
         method = cast("Method", pl_module)
         batch = self._fixed_sample(trainer, method)
         with torch.no_grad():
-            arrays = method.pictures(batch, method.generator_for(VALIDATION_STREAM, PICTURE))
+            seeded = method.seeded(batch, VALIDATION_STREAM, PICTURE)
+            arrays = method.pictures(seeded, method.generator_for(VALIDATION_STREAM, PICTURE))
         title = f"{type(method).__name__}, epoch {epoch}, {', '.join(batch['case'])}"
         try:
             self.folder.mkdir(exist_ok=True)
