@@ -59,7 +59,7 @@ class PretrainConfig:
         seed: of everything random.
         num_workers: reading processes; None for what nnU-Net would use, at most 8.
         device: ``cuda``, ``cpu`` or ``mps``.
-        num_gpus: GPUs per node.
+        num_gpus: GPUs per node; on the CPU, processes.
         num_nodes: nodes.
         precision: ``auto`` is bf16 on GPUs that have it, else 16 with loss scaling; 32 on the CPU.
         pretrained_weights: file to start from.

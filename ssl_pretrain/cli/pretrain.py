@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_pretrain.cli.console import EXIT_TERMINATED, guarded, set_up_console
+from ssl_pretrain.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED, guarded, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.config import PretrainConfig
@@ -122,7 +122,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "-augment_on", choices=("loader", "device"), help="where crops are rotated and scaled (default: loader)"
     )
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda")
-    parser.add_argument("-num_gpus", type=int, help="GPUs per node (default: 1)")
+    parser.add_argument("-num_gpus", type=int, help="GPUs per node; with -device cpu, processes (default: 1)")
     parser.add_argument("-num_nodes", type=int, help="nodes (default: 1)")
     parser.add_argument("-precision", choices=("auto", "32", "bf16", "16"), help="default: auto")
     parser.add_argument("-picture_every", type=int, help="epochs between pictures (default: 50)")
@@ -212,7 +212,15 @@ def parse_settings(pairs: Sequence[str], flag: str = "-set") -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", explicit: bool = False) -> int:
     """Run the command; returns the exit status, with errors as one line on stderr."""
     given = vars(build_parser(method, explicit).parse_args(arguments))
-    return guarded(lambda: run(given, method), expected=run_errors)
+    status = guarded(lambda: run(given, method), expected=run_errors)
+    # Lightning kills the first process of a run as soon as another one ends with a status, before it can speak.
+    return 0 if status in (EXIT_INTERRUPTED, EXIT_TERMINATED) and is_another_process() else status
+
+
+def is_another_process() -> bool:
+    """Whether this is not the process of a distributed run that was started first."""
+    training = sys.modules.get("ssl_pretrain.training.run")  # to import it takes seconds, also after Ctrl-C
+    return training is not None and training.process_rank() > 0
 
 
 def run_errors() -> tuple[type[Exception], ...]:
@@ -229,6 +237,7 @@ def run(given: dict[str, Any], method: str) -> int:
     import nnunetv2  # noqa: F401
 
     from ssl_pretrain.cli.dry_run import show
+    from ssl_pretrain.training.checkpoints import NonFiniteLossError
     from ssl_pretrain.training.failures import plain_words
     from ssl_pretrain.training.guards import PreemptedError
     from ssl_pretrain.training.prepare import prepare
@@ -246,8 +255,16 @@ def run(given: dict[str, Any], method: str) -> int:
     try:
         result = pretrain(config, resume=bool(given.get("c")))
     except PreemptedError as stop:
-        print(stop, file=sys.stderr)
+        if not is_another_process():
+            print(stop, file=sys.stderr)
         return EXIT_TERMINATED
+    except NonFiniteLossError:
+        # Raised on every process alike.
+        if is_another_process():
+            return 0
+        raise
+    if is_another_process():
+        return 0
     print(f"\nFine-tune with:\n\n{_where_trainers_are(result.finetune_command)}    {result.finetune_command}\n")
     return 0
 
@@ -270,6 +287,8 @@ def quiet_training() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    # Of several processes, about the memory format of a convolution with one channel: a few kilobytes are copied.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
 
 
 if __name__ == "__main__":

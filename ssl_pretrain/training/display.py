@@ -56,12 +56,14 @@ class Bar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """What Lightning shows, without the version number, plus pace and time left."""
-        metrics = super().get_metrics(trainer, pl_module)
+        metrics: dict[str, int | str | float | dict[str, float]] = {}
+        # First: what a narrow terminal has no room for is cut off at the end.
+        if (left := self.history.seconds_left(trainer)) is not None:
+            metrics["left"] = format_seconds(left)
+        metrics |= super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if pace := self.history.seconds_per_batch():
             metrics["images/s"] = f"{self.history.batch_size / pace:.2f}"
-        if (left := self.history.seconds_left(trainer)) is not None:
-            metrics["left"] = format_seconds(left)
         return metrics
 
     def init_train_tqdm(self) -> NarrowBar:
@@ -107,7 +109,8 @@ class Pictures(Callback):
         method = cast("Method", pl_module)
         batch = self._fixed_sample(trainer, method)
         with torch.no_grad():
-            arrays = method.pictures(batch, method.generator_for(VALIDATION_STREAM, PICTURE))
+            seeded = method.seeded(batch, VALIDATION_STREAM, PICTURE)
+            arrays = method.pictures(seeded, method.generator_for(VALIDATION_STREAM, PICTURE))
         title = f"{type(method).__name__}, epoch {epoch}, {', '.join(batch['case'])}"
         try:
             self.folder.mkdir(exist_ok=True)

@@ -123,12 +123,10 @@ def explain(error: BaseException, config: PretrainConfig, folder: Path | None = 
 
 
 def detail_of(error: BaseException) -> str:
-    """An error's own words, as one sentence: those before the advice of PyTorch, or the last line of a traceback."""
+    """An error's own words: two sentences, before the advice of PyTorch, of its first line or a traceback's last."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = lines[-1] if lines[0].startswith("Caught ") else lines[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        line = ". ".join(line.split(". ")[:2])
-    return line.rstrip(". ") + "."
+    return ". ".join(line.split(". ")[:2]).rstrip(". ") + "."
 
 
 def lighter(config: PretrainConfig) -> str:

@@ -161,8 +161,8 @@ def check_device(config: PretrainConfig) -> None:
         raise ValueError("-precision 16 needs a GPU. Use -precision 32 or bf16 with -device cpu.")
     if getattr(config.task, "sparse", None) == "spconv":
         require_spconv(torch.device(config.device))
-    if config.device != "cuda" and config.num_gpus * config.num_nodes > 1:
-        raise ValueError(f"-num_gpus and -num_nodes need -device cuda, got {config.device}.")
+    if config.device == "mps" and config.num_gpus * config.num_nodes > 1:
+        raise ValueError("-num_gpus and -num_nodes need -device cuda or cpu, got mps.")
 
 
 def default_workers() -> int:

@@ -27,6 +27,7 @@ from ssl_pretrain.training.checkpoints import (
     PREVIOUS,
     AtomicCheckpointIO,
     Checkpoints,
+    NonFiniteLossError,
     check_fits,
     continue_with,
     find_resumable,
@@ -34,13 +35,16 @@ from ssl_pretrain.training.checkpoints import (
 from ssl_pretrain.training.display import Bar, Pictures
 from ssl_pretrain.training.failures import plain_words
 from ssl_pretrain.training.fine_tuning import finetune_command, write_plans
-from ssl_pretrain.training.guards import FiniteLoss, StopSignal, ctrl_c_is_no_exit
+from ssl_pretrain.training.guards import FiniteLoss, PreemptedError, StopSignal, ctrl_c_is_no_exit
 from ssl_pretrain.training.history import History
 from ssl_pretrain.training.plateau import JUDGED_FROM, Plateau
 from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 
 log = logging.getLogger("ssl_pretrain")
+
+ALIKE = (PreemptedError, NonFiniteLossError, KeyboardInterrupt)
+"""What ends all processes of a run alike: the first one speaks for them."""
 
 CASES = "cases.json"
 """The cases of a run, in its folder."""
@@ -194,7 +198,7 @@ def build_trainer(config: PretrainConfig, run: Run, callbacks: list[Any]) -> Tra
     cuda = config.device == "cuda"
     return Trainer(
         accelerator=config.device,
-        devices=config.num_gpus if cuda else 1,
+        devices=config.num_gpus,
         num_nodes=config.num_nodes,
         strategy="ddp" if config.num_gpus * config.num_nodes > 1 else "auto",
         precision=lightning_precision(config),  # type: ignore[arg-type]
@@ -326,11 +330,14 @@ def _log_file(folder: Path) -> Iterator[None]:
     handler.setLevel(logging.ERROR if rank else logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     previous = log.level
-    log.setLevel(logging.INFO)
+    if not rank:
+        log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
         yield
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as error:
+        if rank and isinstance(error, ALIKE):
+            raise
         handler.handle(
             log.makeRecord(log.name, logging.ERROR, __file__, 0, "The run stopped.", (), sys.exc_info())  # type: ignore[arg-type]
         )

@@ -142,7 +142,6 @@ def test_the_five_explicit_inputs_of_anatomask(dataset, tmp_path, capsys):
         (["-config", "gone.json"], "Configuration file gone.json does not exist"),
         (["--c"], "there is no checkpoint_latest.ckpt"),
         (["-precision", "16"], "-precision 16 needs a GPU. Use -precision 32 or bf16 with -device cpu"),
-        (["-num_gpus", "2"], "-num_gpus and -num_nodes need -device cuda, got cpu"),
     ],
 )
 def test_bad_input_ends_with_one_clear_line_and_status_1(dataset, capsys, arguments, message):

@@ -31,7 +31,7 @@ def test_the_bar_says_pace_and_time_left_once_it_knows_them(made, capsys):
     first = [line for line in shown if re.search(r"Epoch 0: .* 1/4 ", line)]
     assert first
     assert not any("left" in line or "images/s" in line for line in first)
-    assert any(re.search(r"Epoch 0: .* 4/4 .*images/s=[\d.]+, left=\d+:\d\d:\d\d", line) for line in shown)
+    assert any(re.search(r"Epoch 0: .* 4/4 .*left=\d+:\d\d:\d\d, loss=.*images/s=[\d.]+", line) for line in shown)
     assert all("left=" in line for line in shown if "Epoch 1" in line)
 
 
