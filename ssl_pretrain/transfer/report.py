@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_pretrain.files import write_json
 from ssl_pretrain.report.tables import format_table
+from ssl_pretrain.transfer.images import Images
 
 Shape = tuple[int, ...]
 
@@ -49,6 +50,9 @@ class Report:
         fresh: tensors of the network that stay as they were initialised; the reason says why. Those for which the file
             had something that does not fit have its shape in ``file_shape``.
         unused: tensors of the file for which the network has no place.
+        images: what the weights were trained on, as far as the file says it.
+        warnings: what of the network's images is not as in the pretraining, a line each; none where one of both is not
+            known.
     """
 
     file: Path
@@ -56,6 +60,8 @@ class Report:
     adapted: tuple[Entry, ...]
     fresh: tuple[Entry, ...]
     unused: tuple[Entry, ...]
+    images: Images = field(default_factory=Images)
+    warnings: tuple[str, ...] = ()
 
     @property
     def fraction(self) -> float:
@@ -85,7 +91,7 @@ class Report:
         return f"{self.summary}\n{format_table(HEADERS, list(self._rows()))}"
 
     def to_json(self) -> dict[str, Any]:
-        """The report in plain containers: ``file``, ``fraction``, ``totals`` per kind, and ``tensors``, one by one."""
+        """The report in plain containers: ``file``, ``fraction``, ``warnings``, ``totals`` and ``tensors``."""
         totals = {
             kind: {
                 "tensors": len(getattr(self, kind)),
@@ -106,7 +112,13 @@ class Report:
             for kind in KINDS
             for entry in getattr(self, kind)
         ]
-        return {"file": str(self.file), "fraction": self.fraction, "totals": totals, "tensors": tensors}
+        return {
+            "file": str(self.file),
+            "fraction": self.fraction,
+            "warnings": list(self.warnings),
+            "totals": totals,
+            "tensors": tensors,
+        }
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_json` to a file; raises OSError where that is not possible."""

@@ -66,6 +66,16 @@ def test_flags_reach_the_engine(home, capsys):
     assert "fix_nnssl_axes" in capsys.readouterr().err
 
 
+def test_a_later_stage_of_a_cascade_is_adapted_to_as_well(home, capsys):
+    weights = ["-w", "checkpoint_final.pth", "-d", "7", "-o", "out.pth"]
+    assert main([*weights, "-c", "3d_cascade_fullres"]) == 0
+    output = capsys.readouterr().out
+    assert "3 channels of the previous segmentation as initialised" in output
+    assert "nnUNetv2_train 7 3d_cascade_fullres 0 -pretrained_weights" in output
+    assert main([*weights, "-c", "2d"]) == 1
+    assert "Choose from: 3d_fullres, 3d_cascade_fullres" in capsys.readouterr().err
+
+
 def test_a_trainer_of_ours_comes_with_the_folder_where_nnunet_finds_it(home, capsys):
     shutil.copyfile("preprocessed/Dataset007_Made/nnUNetPlans.json", "preprocessed/Dataset007_Made/MyPlans.json")
     torch.save(backbone("STUNet_small").network.state_dict(), "checkpoint_final.pth")

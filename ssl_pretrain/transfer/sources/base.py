@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_pretrain.functional.geometry import Triple, as_triple
+from ssl_pretrain.transfer.images import Images
 from ssl_pretrain.transfer.safetensors_file import ENTRIES
 
 CONTAINERS = ("network_weights", "state_dict", "model")
@@ -64,6 +65,7 @@ class Reading:
         patch: voxels of the patch that the weights were trained with; None where the file does not say.
         metadata: what the file says of itself; plain containers, as in JSON.
         left_out: tensors that are not handed on although a network may have some of that name, with the reason.
+        images: what the weights were trained on, where the format says so elsewhere than in ``metadata``.
     """
 
     origin: str
@@ -72,6 +74,7 @@ class Reading:
     patch: Triple | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    images: Images | None = None
 
 
 class Source(Protocol):
