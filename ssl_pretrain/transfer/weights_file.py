@@ -35,6 +35,7 @@ from ssl_pretrain.transfer.sources.base import (
     plain_name,
     tensors_of,
 )
+from ssl_pretrain.transfer.sources.bounds import check_tensors
 from ssl_pretrain.transfer.sources.nnssl_axes import are_exchanged, with_axes_in_order
 from ssl_pretrain.transfer.sources.pickles import first_line, open_pickle
 
@@ -142,6 +143,7 @@ def _check_tensors(opened: Opened, odd: Mapping[str, str]) -> None:
         raise ValueError(
             f"{opened.file} holds no weights: there are no tensors at its top level nor under {', '.join(CONTAINERS)}."
         )
+    check_tensors(opened.file, opened.tensors)
     diverged = not_finite(opened.tensors)
     if diverged:
         more = f" and {len(diverged) - 3} more" if len(diverged) > 3 else ""

@@ -33,8 +33,9 @@ class Kind:
 
     def __init__(self, code: Any, *_: Any) -> None:
         if type(code) is not str or not CODE.fullmatch(code):
-            objects = " for an array of objects" if str(code).startswith("O") else ""
-            raise RefusalError(f"numpy.dtype({code!r:.20}){objects}")
+            text = repr(code) if isinstance(code, str) else "…"
+            objects = " for an array of objects" if isinstance(code, str) and code.startswith("O") else ""
+            raise RefusalError(f"numpy.dtype({text:.20}){objects}")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
