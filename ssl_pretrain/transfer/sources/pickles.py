@@ -21,8 +21,8 @@ import torch
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from ssl_pretrain.harmless import RefusalError, harmless_globals
 from ssl_pretrain.transfer.sources.bounds import LARGEST_PICKLE, BombError, check_archive, check_pickle
-from ssl_pretrain.transfer.sources.harmless import RefusalError, harmless_globals
 
 LEGACY_PICKLES = 5
 """Pickles in a row at the beginning of a file that PyTorch before 1.6 wrote."""

@@ -93,7 +93,7 @@ NETWORKS = {
         r"of a network of \d+ modules and 2\d\d million numbers at least, and has 0.0 million",
     ),
     "layers": (unet(n_conv_per_stage=[90_000, 90_000]), "of a network of 10011 modules and "),
-    "stages": (unet(n_stages=10**9, features_per_stage=4), "says 1e+09 of its network, and no size of one is above"),
+    "stages": (unet(n_stages=10**9, features_per_stage=4), r"says 1e\+09 of its network, and no size of one is above"),
     "kernels": (unet(kernel_sizes=[[99_999] * 3] * 2), "million numbers at least"),
     "a path through attributes": (
         unet(nonlin="torch.nn.modules.module.torch.os.ReLU"),
