@@ -79,7 +79,7 @@ def load_pretrained(
     with torch.no_grad():
         for target, value in plan.copies:
             target.copy_(value)
-    logger.info("%s", plan.report)
+    logger.info("%s", plan.report.complete if logger.isEnabledFor(logging.DEBUG) else plan.report)
     for line in plan.report.warnings:
         logger.warning("%s", line)
     return plan.report

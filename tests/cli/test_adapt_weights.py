@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 
@@ -52,6 +53,21 @@ def test_adapting_writes_weights_and_report_and_says_what_comes_next(home, capsy
         assert f"{tensor['kind']} " in out
         assert out.count(f"  {tensor['name']} ") == 1, tensor
     assert list((home / "results").iterdir()) == []
+
+
+def test_unused_tensors_of_a_part_are_one_line_and_all_of_them_if_asked_for(home, capsys):
+    content = checkpoint()
+    content["network_weights"] |= {f"encoder.stages.{n}.extra.{i}": torch.ones(1) for n in (4, 5) for i in range(30)}
+    content["network_weights"]["decoder.encoder.stages.5.extra.0"] = torch.ones(1)
+    torch.save({"state_dict": content["network_weights"]}, "checkpoint_final.pth")
+    assert adapt() == 0
+    short = capsys.readouterr().out
+    assert re.search(r"unused +stage 4: 30 tensors +- +- +- +the file has 6 stages, the network 4\n", short)
+    assert re.search(r"unused +stage 5: 31 tensors +- +- +- +the file has 6 stages, the network 4\n", short)
+    assert "stages.5.extra.7" not in short
+    assert "encoder.stages.5.extra.7" in (home / "out_report.json").read_text(encoding="utf-8")
+    assert adapt("--verbose") == 0
+    assert re.search(r"unused +encoder\.stages\.5\.extra\.7 +1 +- +- +the file has 6", capsys.readouterr().out)
 
 
 def test_flags_reach_the_engine(home, capsys):
