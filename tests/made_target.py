@@ -51,6 +51,7 @@ def target_plans(**architectures: dict[str, Any]) -> dict[str, Any]:
     made = plans(TARGET_PATCH)
     made["foreground_intensity_properties_per_channel"] = {}
     made["configurations"]["3d_fullres"]["batch_dice"] = True
+    made["configurations"]["3d_fullres"]["normalization_schemes"] *= 2
     made["configurations"]["3d_fullres"]["architecture"] = architecture("plain", STRIDES)
     for name, network in architectures.items():
         made["configurations"][name] = {"inherits_from": "3d_fullres", "architecture": network}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the file is of a MAE trainer of nnssl for Primus: unswap positions",
     )
     parser.add_argument("-seed", type=int, help="of tensors that the file does not give (default: 0)")
+    parser.add_argument("--verbose", action="store_true", help="show every tensor of the file that is not used, too")
     parser.add_argument(
         "--model_card", action="store_true", help="write a folder for the Hugging Face Hub, with a card and safetensors"
     )
@@ -155,7 +157,7 @@ def next_step(given: dict[str, Any], output: Path, target: Target | None) -> str
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, with errors as one line on stderr."""
     given = vars(build_parser().parse_args(arguments))
-    set_up_console()
+    set_up_console(logging.DEBUG if given.pop("verbose", False) else logging.INFO)
     return guarded(lambda: run(given))
 
 

@@ -7,9 +7,9 @@ together with its segmentation, and pretraining needs none.
 from __future__ import annotations
 
 import os
-import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_pretrain.data.index import CaseIndex, Entry, read_index
+from ssl_pretrain.files import validated
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.harmless import RefusalError, read_pickle
 
 MaskKind = Literal["anonymization", "anatomy"]
 """Masks that a case may have; the names of their folders."""
@@ -89,9 +91,12 @@ class Cases:
 
     def _entry(self, identifier: str) -> Entry:
         c, d, h, w = self._open(identifier, header_only=True).shape
-        about = {} if self.labelled else self.properties(identifier).get(OURS, {})
-        plain = {key: value for key, value in about.items() if key in ("info", "made_with")}
-        return Entry((int(c), int(d), int(h), int(w)), plain)
+        plain: Mapping[str, Any] = {}
+        if not self.labelled:
+            file, ours = self._properties_file(identifier), self._ours(identifier)
+            about = validated({OURS: ours}, dict[str, _About], file, remedy=_again(file))[OURS]
+            plain = {name: value for name, value in asdict(about).items() if name in ours}
+        return Entry((int(c), int(d), int(h), int(w)), dict(plain))
 
     def _check_channels(self, identifier: str, channels: int) -> None:
         if channels != self.channels:
@@ -137,23 +142,43 @@ class Cases:
 
     def anatomy(self, identifier: str) -> npt.NDArray[np.int32]:
         """Sampled voxels (n, 3) of the anatomy mask; none without that mask."""
-        voxels = self.properties(identifier).get(OURS, {}).get("anatomy_voxels", ())
-        return np.asarray(voxels, dtype=np.int32).reshape(-1, 3)
+        file = self._properties_file(identifier)
+        return _voxels(self._ours(identifier).get("anatomy_voxels", ()), (3,), file, "anatomy_voxels").astype(np.int32)
+
+    def _ours(self, identifier: str) -> dict[str, Any]:
+        return _mapping(self.properties(identifier).get(OURS, {}), self._properties_file(identifier), OURS)
+
+    def _properties_file(self, identifier: str) -> Path:
+        return self.folder / f"{identifier}.pkl"
 
     def properties(self, identifier: str) -> dict[str, Any]:
-        """What preprocessing stored about a case; empty where it stored nothing."""
-        file = self.folder / f"{identifier}.pkl"
+        """What preprocessing stored about a case; empty where it stored nothing.
+
+        Raises:
+            CaseError: it is damaged, of another type, or would run code.
+        """
+        file = self._properties_file(identifier)
         if not file.is_file():
             return {}
-        with file.open("rb") as handle:
-            # Written by preprocessing on this machine and read the same way by nnU-Net's own trainer.
-            properties: dict[str, Any] = pickle.load(handle)
-        return properties
+        try:
+            return _mapping(read_pickle(file), file)
+        except RefusalError as error:
+            raise CaseError(
+                f"{file} is refused: opening it would run {error}, and what is kept with a case runs nothing. "
+                f"{_again(file)}"
+            ) from error
+        except (OSError, MemoryError, CaseError):
+            raise
+        except Exception as error:  # a damaged pickle raises anything
+            raise _corrupt(file, error) from error
 
     def foreground(self, identifier: str) -> dict[Any, npt.NDArray[np.int64]]:
         """Sampled voxels of each class that the case has, as nnU-Net stored them; empty without labels."""
-        locations = self.properties(identifier).get("class_locations") or {}
-        return {label: voxels for label, voxels in locations.items() if len(voxels)}
+        file, name = self._properties_file(identifier), "class_locations"
+        locations = _mapping(self.properties(identifier).get(name) or {}, file, name)
+        # Of four numbers in nnU-Net's own files: the channel of the segmentation is the first.
+        found = {label: _voxels(voxels, (3, 4), file, name) for label, voxels in locations.items()}
+        return {label: voxels for label, voxels in found.items() if len(voxels)}
 
     def _open(self, identifier: str, *, header_only: bool = False) -> Any:
         """Something with a shape that can be sliced; a ``.npz`` is decompressed whole, or its header alone."""
@@ -172,6 +197,35 @@ def _opened(file: Path, opener: Callable[[Path], Any]) -> Any:
         return opener(file)
     except Exception as error:
         raise _corrupt(file, error) from error
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is told of an unlabelled case besides its voxels."""
+
+    info: dict[str, str | float | None] = field(default_factory=dict)
+    made_with: str | None = None
+
+
+def _mapping(value: Any, file: Path, name: str = "the whole file") -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise CaseError(f"{file}: {name} must be a dictionary, got {type(value).__name__}. {_again(file)}")
+    return value
+
+
+def _voxels(value: Any, columns: tuple[int, ...], file: Path, name: str) -> npt.NDArray[np.int64]:
+    """Voxels (n, columns); none may be an array of any shape."""
+    try:
+        found = np.asarray(value)
+    except ValueError:  # rows of several lengths
+        found = np.zeros((), dtype=object)
+    if not found.size:
+        return np.zeros((0, columns[-1]), dtype=np.int64)
+    if found.ndim != 2 or found.shape[1] not in columns or found.dtype.kind not in "iu":
+        raise CaseError(
+            f"{file}: {name} must be rows of {' or '.join(map(str, columns))} whole numbers. {_again(file)}"
+        )
+    return found
 
 
 def _read_box(file: Path, array: Any, expected: tuple[int, ...], box: Box) -> npt.NDArray[np.float32]:
@@ -217,10 +271,11 @@ def _read_npz_header(file: Path) -> Any:
 
 
 def _corrupt(file: Path, error: Exception) -> CaseError:
-    return CaseError(
-        f"{file} is truncated or corrupt ({type(error).__name__}: {error}). Delete it and run {_command(file)} for "
-        "this configuration again."
-    )
+    return CaseError(f"{file} is truncated or corrupt ({type(error).__name__}: {error}). {_again(file)}")
+
+
+def _again(file: Path) -> str:
+    return f"Delete it and run {_command(file)} for this configuration again."
 
 
 def _command(file: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,8 +131,14 @@ def find_dataset(dataset: str) -> Path:
     return root / found[0]
 
 
-def locate(dataset: str, configuration: str, plans_name: str) -> tuple[DatasetFiles, Plan]:
+def locate(dataset: str, configuration: str, plans_name: str, *, cascades: bool = True) -> tuple[DatasetFiles, Plan]:
     """Find a dataset the way ``nnUNetv2_train`` does: by number or name, configuration and plans.
+
+    Args:
+        dataset: its number or name.
+        configuration: name of the configuration.
+        plans_name: of the plans.
+        cascades: see :func:`read_plan`.
 
     Raises:
         ValueError, FileNotFoundError: something is missing or unknown; says what there is and what to do.
@@ -145,7 +150,7 @@ def locate(dataset: str, configuration: str, plans_name: str) -> tuple[DatasetFi
         raise FileNotFoundError(
             f"Plans {plans_name!r} do not exist in {folder}. There: {', '.join(sorted(there)) or 'none'} (-p)."
         )
-    plan = read_plan(plans_file, folder / "dataset.json", configuration)
+    plan = read_plan(plans_file, folder / "dataset.json", configuration, cascades=cascades)
     data = folder / plan.data_identifier
     files = DatasetFiles(folder.name, data, folder / "splits_final.json", folder / "dataset.json", plans_file)
     check_preprocessed(files, plan)
@@ -153,7 +158,7 @@ def locate(dataset: str, configuration: str, plans_name: str) -> tuple[DatasetFi
 
 
 def locate_explicit(
-    *, preprocessed: Path, splits: Path, dataset_json: Path, plans: Path, configuration: str
+    *, preprocessed: Path, splits: Path, dataset_json: Path, plans: Path, configuration: str, cascades: bool = True
 ) -> tuple[DatasetFiles, Plan]:
     """As :func:`locate`, from five explicit paths instead of a dataset's number (AnatoMask's inputs).
 
@@ -163,8 +168,9 @@ def locate_explicit(
         dataset_json: ``dataset.json``.
         plans: the plans file.
         configuration: name of the configuration.
+        cascades: see :func:`read_plan`.
     """
-    plan = read_plan(plans, dataset_json, configuration)
+    plan = read_plan(plans, dataset_json, configuration, cascades=cascades)
     inner = preprocessed / plan.data_identifier
     files = DatasetFiles(
         str(plan.plans["dataset_name"]), inner if inner.is_dir() else preprocessed, splits, dataset_json, plans
@@ -173,12 +179,18 @@ def locate_explicit(
     return files, plan
 
 
-def read_plan(plans_file: Path, dataset_json: Path, configuration: str) -> Plan:
+def read_plan(plans_file: Path, dataset_json: Path, configuration: str, *, cascades: bool = True) -> Plan:
     """What a plans file says about a configuration.
+
+    Args:
+        plans_file: nnU-Net's.
+        dataset_json: of the dataset.
+        configuration: name of the configuration.
+        cascades: whether it may take the segmentation of an earlier stage as input; images without labels have none.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: not JSON, unknown configuration, a 2-D one, or one stage of a cascade.
+        ValueError: not JSON, unknown configuration, a 2-D one, or a later stage of a cascade where none may be.
     """
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -189,18 +201,18 @@ def read_plan(plans_file: Path, dataset_json: Path, configuration: str) -> Plan:
         raise ValueError(f"{plans_file} is not a plans file of nnU-Net: it has no 'configurations'.")
     if configuration not in plans["configurations"]:
         raise ValueError(
-            f"Configuration {configuration!r} is not in {plans_file}. There: {_three_d(plans['configurations'])}."
+            f"Configuration {configuration!r} is not in {plans_file}. There: {_usable(manager, cascades)}."
         )
     config = manager.get_configuration(configuration)
     if len(config.patch_size) != 3:
         raise ValueError(
-            f"Configuration {configuration!r} is {len(config.patch_size)}-D; pretraining is for 3-D networks. Choose "
-            f"from: {_three_d(plans['configurations'])}."
+            f"Configuration {configuration!r} is {len(config.patch_size)}-D; what is pretrained here is 3-D. Choose "
+            f"from: {_usable(manager, cascades)}."
         )
-    if config.previous_stage_name is not None:
+    if config.previous_stage_name is not None and not cascades:
         raise ValueError(
             f"Configuration {configuration!r} takes the segmentation of {config.previous_stage_name!r} as input, which "
-            "unlabelled images do not have. Pretrain 3d_lowres or 3d_fullres."
+            f"unlabelled images do not have. Choose from: {_usable(manager, cascades)}."
         )
     return Plan(
         name=manager.plans_name,
@@ -238,5 +250,12 @@ def dataset_number(name: str) -> str:
     return match[1] if match else name
 
 
-def _three_d(configurations: Iterable[str]) -> str:
-    return ", ".join(name for name in configurations if not name.startswith("2d")) or "none"
+def _usable(manager: Any, cascades: bool) -> str:
+    """Configurations of nnU-Net's ``PlansManager`` that are not refused."""
+    found = {name: manager.get_configuration(name) for name in manager.available_configurations}
+    usable = (
+        name
+        for name, entry in found.items()
+        if len(entry.configuration.get("patch_size", ())) == 3 and (cascades or entry.previous_stage_name is None)
+    )
+    return ", ".join(usable) or "none"

@@ -16,6 +16,7 @@ from ssl_pretrain.finetuning.parts import freeze, not_pretrained, parts_of
 from ssl_pretrain.finetuning.progress import phases_in_figures
 from ssl_pretrain.finetuning.schedules import Course, Phase, Schedule, course_of
 from ssl_pretrain.transfer.hook import Dispatcher, install_hook
+from ssl_pretrain.transfer.images import images_of_plans
 from ssl_pretrain.transfer.matching import unwrap
 from ssl_pretrain.transfer.report import Report
 
@@ -72,10 +73,12 @@ class PretrainedWeightsMixin:
         dispatcher, owner = Dispatcher(type(self).load_pretrained_weights), weakref.ref(self)
 
         def load(network: nn.Module, fname: str, verbose: bool = False) -> Any:
-            result = dispatcher(network, fname, verbose)
             trainer = owner()
-            if trainer is not None and trainer.network is network:  # type: ignore[attr-defined]
-                trainer.on_pretrained_weights(result)
+            if trainer is None or trainer.network is not network:  # type: ignore[attr-defined]
+                return dispatcher(network, fname, verbose)
+            images = images_of_plans(trainer.plans_manager.plans, trainer.configuration_name)  # type: ignore[attr-defined]
+            result = dispatcher(network, fname, verbose, images)
+            trainer.on_pretrained_weights(result)
             return result
 
         install_hook(load)
@@ -83,6 +86,9 @@ class PretrainedWeightsMixin:
 
     def on_pretrained_weights(self, result: Any) -> None:
         """Called after pretrained weights were loaded, with what the loader returned: a Report, if it is ours."""
+        for line in result.warnings if isinstance(result, Report) else ():
+            # The console has it from the log of the library.
+            self.print_to_log_file(f"WARNING: {line}", also_print_to_console=False)  # type: ignore[attr-defined]
 
 
 class FineTuningMixin(PretrainedWeightsMixin):

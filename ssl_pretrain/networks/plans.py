@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pydoc import locate
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,14 @@ def build_plans_backbone(architecture: Mapping[str, Any], input_channels: int, n
     """
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+    kwargs = architecture["arch_kwargs"]
+    named = {name: str(kwargs[name]) for name in architecture["_kw_requires_import"] if kwargs.get(name)}
+    # nnU-Net builds the network without what it does not find.
+    if absent := [f"{name} {path}" for name, path in named.items() if locate(path) is None]:
+        raise ValueError(
+            f"The plans name {', '.join(absent)}, which Python does not find. Correct the name, or install the package "
+            "that has it."
+        )
     try:
         network: nn.Module = get_network_from_plans(
             architecture["network_class_name"],

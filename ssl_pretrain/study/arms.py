@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.data.locate import locate
-from ssl_pretrain.files import read_json
 from ssl_pretrain.finetuning.names import parse_trainer_name
 from ssl_pretrain.finetuning.schedules import course_of
 from ssl_pretrain.study.design import StudySettings
@@ -167,14 +166,21 @@ def share_loaded(arm: Arm, folder: Path, configuration: str) -> float:
             that do not fit.
     """
     from ssl_pretrain.transfer.adapt import Target, build_target
+    from ssl_pretrain.transfer.images import images_of_plans
     from ssl_pretrain.transfer.load import load_pretrained
 
     assert arm.weights is not None
-    locate(folder.name, configuration, arm.plans)  # says what is not planned or preprocessed
-    plans, dataset = read_json(folder / f"{arm.plans}.json"), read_json(folder / "dataset.json")
-    built = build_target(Target(plans, dataset, configuration, arm.trainer))
+    _, plan = locate(folder.name, configuration, arm.plans)  # says what is not planned or preprocessed
+    images = images_of_plans(plan.plans, configuration)
+    if images.image_channels is not None:
+        raise ValueError(
+            f"-c {configuration} takes the segmentation of an earlier stage as input, which each run of a study would "
+            "need from a network that was trained on the same cases. Choose the configuration of one stage, such as "
+            "3d_fullres or 3d_lowres."
+        )
+    built = build_target(Target(plan.plans, plan.dataset, configuration, arm.trainer))
     with _without_tables():
-        fraction = float(load_pretrained(built.network, arm.weights).fraction)
+        fraction = float(load_pretrained(built.network, arm.weights, images=images).fraction)
     if fraction < LITTLE:
         log.warning(
             "%s gives only %.0f %% of the parameters of the network of %s. Do the plans (-p) suit the weights?",

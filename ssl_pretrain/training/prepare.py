@@ -22,6 +22,7 @@ from ssl_pretrain.methods import Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import build_backbone
 from ssl_pretrain.networks.primus import PrimusBackbone
 from ssl_pretrain.sparse.spconv_conv import require_spconv
+from ssl_pretrain.transfer.images import images_of_plans
 from ssl_pretrain.transfer.load import load_pretrained
 
 MOST_WORKERS = 8
@@ -108,16 +109,16 @@ def prepare(config: PretrainConfig, *, resume: bool = False) -> Run:
 def find(config: PretrainConfig) -> tuple[DatasetFiles, Plan]:
     """The files of the dataset and what its plans say."""
     if config.files is None:
-        return locate(config.dataset, config.configuration, config.plans)
+        return locate(config.dataset, config.configuration, config.plans, cascades=False)
     paths = {name: Path(value) for name, value in config.files.items()}
-    return locate_explicit(**paths, configuration=config.configuration)
+    return locate_explicit(**paths, configuration=config.configuration, cascades=False)
 
 
 def find_all(config: PretrainConfig, main: tuple[DatasetFiles, Plan]) -> list[tuple[DatasetFiles, Plan]]:
     """The datasets to draw cases from: those of ``-datasets``, or the one that gives the plans."""
     if not config.datasets:
         return [main]
-    found = {name: locate(name, config.configuration, config.plans) for name in config.datasets}
+    found = {name: locate(name, config.configuration, config.plans, cascades=False) for name in config.datasets}
     return list({files.name: (files, plan) for files, plan in found.values()}.values())
 
 
@@ -194,7 +195,9 @@ def _method(config: PretrainConfig, plan: Plan, resume: bool) -> Method:
         )
     # A checkpoint has them. The decoder that is exported untrained is not in it.
     if config.pretrained_weights is not None and (not resume or config.export == "encoder"):
-        load_pretrained(backbone.network, config.pretrained_weights, fix_nnssl_axes=config.fix_nnssl_axes)
+        images = images_of_plans(plan.plans, plan.configuration)
+        axes = config.fix_nnssl_axes
+        load_pretrained(backbone.network, config.pretrained_weights, fix_nnssl_axes=axes, images=images)
     length = RunLength(config.epochs, config.iters, config.batch_size or plan.batch_size)
     setup = MethodSetup(backbone=backbone, patch=patch, length=length, seed=config.seed)
     return build_method(config.method, config.task, setup)

@@ -19,6 +19,7 @@ from ssl_pretrain.functional.geometry import as_triple
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint, installed_versions
 from ssl_pretrain.transfer.extension import VARIABLE, trainer_environment
 from ssl_pretrain.transfer.hook import FUNCTION
+from ssl_pretrain.transfer.images import images_of_plans
 from ssl_pretrain.transfer.load import Report, load_pretrained
 from ssl_pretrain.transfer.matching import slots_of, unwrap
 from ssl_pretrain.transfer.model_card import CARD, CONFIG, PLANS, REPORT, WEIGHTS
@@ -97,7 +98,8 @@ def adapt_weights(
     """
     weights = read_weights(source, fix_nnssl_axes=fix_nnssl_axes)
     built = build_target(target, seed)
-    report = load_pretrained(built.network, weights, channels=channels, strict=strict)
+    images = images_of_plans(target.plans, target.configuration)
+    report = load_pretrained(built.network, weights, channels=channels, strict=strict, images=images)
     taken = {entry.name for entry in (*report.loaded, *report.adapted)}
     pretrained = {id(slot.tensor) for slot in slots_of(built.network) if slot.names[0] in taken}
     said = {

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.networks.base import Backbone
+from ssl_pretrain.networks.dotted import is_layer
 from ssl_pretrain.networks.primus import MODULE as PRIMUS_MODULE
 from ssl_pretrain.networks.registry import NETWORKS, build_backbone
 from ssl_pretrain.networks.vit import UNETR_PATH
 from ssl_pretrain.transfer.plans import STUNET_PATH, resolve_configuration
+from ssl_pretrain.transfer.sources.pickles import first_line
 
 UNET_MODULE = "dynamic_network_architectures.architectures.unet"
 
@@ -31,6 +33,13 @@ CLASSES = {
 
 NAMES = {"NoSkipResEncL": "ResEncL"}
 """Names of nnssl for networks whose encoder is one of ours."""
+
+LARGEST_SIZE = 100_000
+"""Channels, layers, heads, voxels along an axis: whatever a network is described by."""
+
+MODULES_PER_TENSOR, FEWEST_MODULES = 10, 10_000
+NUMBERS_PER_NUMBER, FEWEST_NUMBERS = 4, 2**26
+"""How much a network may have, for each tensor and each number in its file and anyhow: a file may lack the decoder."""
 
 KNOWN = re.compile(r"dynamic_network_architectures\.(architectures|building_blocks)\.\w+\.[A-Z]\w*")
 """Dotted paths of classes in a package that holds nothing but networks."""
@@ -60,6 +69,35 @@ class Blueprint:
     normalization: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    def check_size(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse a network that is far larger than what the file has of it, before memory is taken for it.
+
+        Args:
+            file: for messages.
+            tensors: of the file.
+
+        Raises:
+            ValueError: too large, or it cannot be built.
+        """
+        if ":" in self.network:
+            return  # trusted code
+        _check_numbers([self.architecture, self.settings, self.patch, self.input_channels], file)
+        growth = _Growth(file, tensors)
+        registrations = (
+            nn.modules.module.register_module_module_registration_hook,
+            nn.modules.module.register_module_parameter_registration_hook,
+            nn.modules.module.register_module_buffer_registration_hook,
+        )
+        handles = [register(growth) for register in registrations]
+        try:
+            with torch.device("meta"):
+                self.build()
+        except (RuntimeError, OverflowError) as error:
+            raise ValueError(f"{file} describes a network that cannot be built: {first_line(error)}.") from error
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def build(self) -> Backbone:
         """The network, with freshly initialised weights and two classes; random numbers elsewhere stay as they were.
 
@@ -74,6 +112,34 @@ class Blueprint:
                 num_classes=2,
                 patch=self.patch,
                 settings=self.settings,
+            )
+
+
+class _Growth:
+    """What a network has become while it is built: PyTorch calls this for every module, parameter and buffer.
+
+    Args:
+        file: for messages.
+        tensors: of the file.
+    """
+
+    def __init__(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
+        self.file, self.modules, self.numbers = file, 0, 0
+        self.held = sum(tensor.numel() for tensor in tensors.values())
+        self.most_modules = MODULES_PER_TENSOR * len(tensors) + FEWEST_MODULES
+        self.most_numbers = NUMBERS_PER_NUMBER * self.held + FEWEST_NUMBERS
+
+    def __call__(self, _module: nn.Module, _name: str, added: Any) -> None:
+        if isinstance(added, Tensor):
+            self.numbers += added.numel()
+        else:
+            self.modules += 1
+        if self.modules > self.most_modules or self.numbers > self.most_numbers:
+            size = f"{self.modules} modules and {self.numbers / 1e6:.0f} million numbers"
+            raise ValueError(
+                f"{self.file} says that it is of a network of {size} at least, and has {self.held / 1e6:.1f} "
+                "million: it is damaged or malicious. Download it again from a place that you trust, or build the "
+                "network yourself and load it: load_pretrained(network, file)."
             )
 
 
@@ -178,14 +244,27 @@ def _refuse_code(made: Blueprint, file: Path) -> None:
     network, kwargs = str(made.architecture["network_class_name"]), made.architecture.get("arch_kwargs", {})
     parts = [str(kwargs[key]) for key in made.architecture.get("_kw_requires_import", ()) if kwargs.get(key)]
     known = [path for path in (network, *parts) if path in CLASSES.values() or KNOWN.fullmatch(path)]
-    unknown = [path for path in (network, *parts) if path not in known and not _is_torch_module(path)]
+    torchs = [path for path in (network, *parts) if path.startswith("torch.nn.") and is_layer(path)]
+    unknown = [path for path in (network, *parts) if path not in (*known, *torchs)]
     if unknown:
         raise ValueError(
             f"{file} names code that we do not know: {', '.join(unknown)}. Building its network would run that. If you "
             "trust the file, say so: trust_code=True."
         )
+    absent = [path for path in known if not is_layer(path)]
+    if absent:
+        raise ValueError(
+            f"{file} names {', '.join(absent)}, which the installed packages do not have: its network cannot be built "
+            "as it was. Install the version of dynamic-network-architectures that it was pretrained with."
+        )
 
 
-def _is_torch_module(path: str) -> bool:
-    found = getattr(nn, path.rpartition(".")[2], None)
-    return path.startswith("torch.nn.") and isinstance(found, type) and issubclass(found, nn.Module)
+def _check_numbers(value: Any, file: Path) -> None:
+    """Refuse sizes that no network has; lists of that length would be made before the first layer is."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _check_numbers(item, file)
+    elif isinstance(value, (int, float)) and abs(value) > LARGEST_SIZE:
+        raise ValueError(f"{file} says {value:.6g} of its network, and no size of one is above {LARGEST_SIZE}.")

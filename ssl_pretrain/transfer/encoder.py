@@ -164,6 +164,7 @@ def load_encoder(
         raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {pool!r}.")
     weights = read_weights(file, fix_nnssl_axes=fix_nnssl_axes)
     blueprint = blueprint_of(weights.metadata, weights.file, trust_code=trust_code)
+    blueprint.check_size(weights.file, weights.tensors)
     backbone = blueprint.build()
     report = load_pretrained(backbone.network, weights)
     names = [entry.name for entry in (*report.loaded, *report.adapted)]

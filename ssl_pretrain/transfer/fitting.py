@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
@@ -39,14 +40,32 @@ class Verdict(NamedTuple):
     value: Tensor | None = None
 
 
-def judge(slot: Slot, offered: Tensor, weights: WeightsFile, channels: Sequence[int] = ()) -> Verdict:
+class Inputs(NamedTuple):
+    """What the input channels of the layers are that see the image.
+
+    Attributes:
+        ours: of the network.
+        theirs: of the file.
+        image: how many of the network's are the image's; those after them are the segmentation of an earlier stage.
+        image_there: how many of the file's, likewise.
+        channels: of the file, one for each of the network's image, checked; none to repeat or average them.
+    """
+
+    ours: int = 0
+    theirs: int = 0
+    image: int = 0
+    image_there: int = 0
+    channels: tuple[int, ...] = ()
+
+
+def judge(slot: Slot, offered: Tensor, weights: WeightsFile, inputs: Inputs) -> Verdict:
     """Decide what happens with an offered tensor, and make the values that are to be copied.
 
     Args:
         slot: the tensor of the network.
         offered: what the file has for it.
         weights: the file.
-        channels: of the file, one for each of the network's, checked; none to repeat or average them.
+        inputs: what the channels are of layers that see the image.
     """
     if slot.is_head and not weights.ours:
         return Verdict("fresh", "segmentation head: its outputs are the classes of another dataset")
@@ -56,12 +75,29 @@ def judge(slot: Slot, offered: Tensor, weights: WeightsFile, channels: Sequence[
         return Verdict("fresh", f"{offered.dtype} in the file, {slot.tensor.dtype} in the network")
     if slot.positions is not None and slot.adapts(offered):
         return _positioned(slot.positions, offered, weights.patch)
-    mapped = bool(channels) and slot.input_projection
-    if slot.tensor.shape == offered.shape and not mapped:
-        return Verdict("loaded", "", offered)
-    if not slot.adapts(offered):
+    seen = offered.dim() > 1 and slot.input_projection and offered.shape[1] == inputs.theirs
+    same = slot.tensor.shape == offered.shape
+    if not same and not slot.adapts(offered):
         return Verdict("fresh", _misfit(slot, offered))
-    return _convolved(slot, offered, channels)
+    seen = slot.input_projection and offered.shape[1:2] == (inputs.theirs,)
+    cascade = seen and (inputs.image, inputs.image_there) != (inputs.ours, inputs.theirs)
+    if same and not (seen and inputs.channels) and (not cascade or inputs.image == inputs.image_there):
+        return Verdict("loaded", "", offered)
+    if cascade:
+        return _of_a_cascade(slot, offered, inputs)
+    return _convolved(slot, offered, inputs.channels if seen else ())
+
+
+def _of_a_cascade(slot: Slot, offered: Tensor, inputs: Inputs) -> Verdict:
+    """Channels of the image from the file; those of the previous segmentation, of other classes, as they are."""
+    image = replace(slot, tensor=slot.tensor[:, : inputs.image])
+    _, reason, value = _convolved(image, offered[:, : inputs.image_there], inputs.channels)
+    assert value is not None
+    previous = slot.tensor[:, inputs.image :].detach()
+    fresh, unused = previous.shape[1], inputs.theirs - inputs.image_there
+    said = [f"{fresh} channels of the previous segmentation as initialised"] if fresh else []
+    said += [f"{unused} channels of the previous segmentation in the file left out"] if unused else []
+    return Verdict("adapted", "; ".join(filter(None, [reason, *said])), torch.cat([value.to(previous), previous], 1))
 
 
 def _convolved(slot: Slot, offered: Tensor, channels: Sequence[int] = ()) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 from torch import nn
 
 from ssl_pretrain.transfer.extension import hook_file
+from ssl_pretrain.transfer.images import Images
 
 FUNCTION = "load_pretrained_weights"
 
 Loader = Callable[..., Any]
-"""A function ``(network, fname, verbose=False)`` that loads the file into the network in place."""
+"""A function ``(network, fname, verbose=False)`` that loads the file into the network in place.
+
+With a fourth argument ``images`` it is told what the network works on, if our trainers call it.
+"""
 
 
 class Dispatcher:
@@ -27,10 +32,20 @@ class Dispatcher:
     def __init__(self, loader: Loader | None = None) -> None:
         self.loader = loader
 
-    def __call__(self, network: nn.Module, fname: str | Path, verbose: bool = False) -> Any:
-        """Load ``fname`` into ``network``; raises what the loader raises."""
+    def __call__(
+        self, network: nn.Module, fname: str | Path, verbose: bool = False, images: Images | None = None
+    ) -> Any:
+        """Load ``fname`` into ``network``; raises what the loader raises.
+
+        Args:
+            network: of nnU-Net.
+            fname: the file.
+            verbose: whether to show every tensor.
+            images: what the network works on; handed on to a loader that has an argument of this name.
+        """
         loader = self.loader or read_hook(hook_file())
-        return loader(network, fname, verbose)
+        known = {"images": images} if "images" in inspect.signature(loader).parameters else {}
+        return loader(network, fname, verbose, **known)
 
 
 def read_hook(file: Path) -> Loader:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_pretrain.transfer.adapting import check_channels
-from ssl_pretrain.transfer.fitting import ROTARY_TABLE, Verdict, judge
+from ssl_pretrain.transfer.fitting import ROTARY_TABLE, Inputs, Verdict, judge
+from ssl_pretrain.transfer.images import Images, differences
 from ssl_pretrain.transfer.matching import Alignment, Slot, align, beginnings, is_rotary, slots_of
 from ssl_pretrain.transfer.report import Entry, Report, shown
 from ssl_pretrain.transfer.stages import renumbered
@@ -23,11 +24,6 @@ logger = logging.getLogger("ssl_pretrain")
 
 MANY = 3
 """How many tensors a message names."""
-
-
-class _Mapped(NamedTuple):
-    channels: tuple[int, ...]
-    theirs: int
 
 
 class _Plan(NamedTuple):
@@ -43,6 +39,7 @@ def load_pretrained(
     channels: Sequence[int] | None = None,
     strict: bool = False,
     fix_nnssl_axes: bool = False,
+    images: Images | None = None,
 ) -> Report:
     """Copy pretrained weights into a network, as far as they can be made to fit, and say what was done with each.
 
@@ -61,6 +58,9 @@ def load_pretrained(
         strict: load only where every tensor of the network but its segmentation heads comes from the file as it is, and
             nothing of the file is left over.
         fix_nnssl_axes: swap the first two axes of position embeddings back that nnssl's MAE trainers exchanged.
+        images: what the network works on, e.g. :func:`~ssl_pretrain.transfer.images.images_of_plans`. Where spacing,
+            normalisation or order of axes are not those of the pretraining, the report's ``warnings`` say so. Input
+            channels beyond those of the image are the segmentation of an earlier stage, and stay as they are.
 
     Raises:
         FileNotFoundError: no such file, or none that can be reached.
@@ -71,7 +71,7 @@ def load_pretrained(
     weights = file if isinstance(file, WeightsFile) else read_weights(file, fix_nnssl_axes=fix_nnssl_axes)
     slots = slots_of(network)
     alignment = align(weights.tensors, slots, network)
-    plan = _plan(weights, slots, alignment, channels)
+    plan = _plan(weights, slots, alignment, channels, images or Images())
     if not plan.copies:
         raise ValueError(_nothing_fits(weights, slots, plan.report))
     if strict and plan.inexact:
@@ -79,15 +79,19 @@ def load_pretrained(
     with torch.no_grad():
         for target, value in plan.copies:
             target.copy_(value)
-    logger.info("%s", plan.report)
+    logger.info("%s", plan.report.complete if logger.isEnabledFor(logging.DEBUG) else plan.report)
+    for line in plan.report.warnings:
+        logger.warning("%s", line)
     return plan.report
 
 
-def _plan(weights: WeightsFile, slots: list[Slot], alignment: Alignment, channels: Sequence[int] | None) -> _Plan:
+def _plan(
+    weights: WeightsFile, slots: list[Slot], alignment: Alignment, channels: Sequence[int] | None, images: Images
+) -> _Plan:
     """Decide about every tensor; nothing is copied yet, so that a refusal leaves the network as it is."""
     offers = _offers(slots, alignment)
     _check_dimensions(weights, slots, offers)
-    mapped = _Mapped((), 0) if channels is None else _mapped(weights, slots, offers, channels)
+    seen = _inputs(weights, slots, offers, channels, images)
     entries: dict[str, list[Entry]] = {"loaded": [], "adapted": [], "fresh": []}
     copies: list[tuple[Tensor, Tensor]] = []
     inexact: list[Entry] = []
@@ -97,8 +101,7 @@ def _plan(weights: WeightsFile, slots: list[Slot], alignment: Alignment, channel
         if offered is None:
             verdict = Verdict("fresh", _absence(slot, weights, alignment))
         else:
-            of_the_image = offered.dim() > 1 and offered.shape[1] == mapped.theirs
-            verdict = judge(slot, offered, weights, mapped.channels if of_the_image else ())
+            verdict = judge(slot, offered, weights, seen)
         reason = verdict.reason or _renumbering(key, name, alignment)
         shape = tuple(offered.shape) if offered is not None else None
         entry = Entry(name, shape, tuple(slot.tensor.shape), reason)
@@ -110,7 +113,9 @@ def _plan(weights: WeightsFile, slots: list[Slot], alignment: Alignment, channel
     unused = _unused(weights, slots, alignment)
     inexact += [entry for entry in unused if entry.name not in weights.left_out and not is_rotary(entry.name)]
     tables = {kind: tuple(rows) for kind, rows in entries.items()}
-    return _Plan(Report(weights.file, **tables, unused=unused), copies, inexact)
+    warnings = differences(weights.images, images, weights.file, channels)
+    report = Report(weights.file, **tables, unused=unused, images=weights.images, warnings=warnings)
+    return _Plan(report, copies, inexact)
 
 
 def _offers(slots: list[Slot], alignment: Alignment) -> dict[str, str]:
@@ -135,17 +140,29 @@ def _check_dimensions(weights: WeightsFile, slots: list[Slot], offers: dict[str,
     )
 
 
-def _mapped(weights: WeightsFile, slots: list[Slot], offers: dict[str, str], channels: Sequence[int]) -> _Mapped:
-    """Check ``channels`` against the first layer that sees the image, which tells how many channels there are."""
+def _inputs(
+    weights: WeightsFile,
+    slots: list[Slot],
+    offers: dict[str, str],
+    channels: Sequence[int] | None,
+    images: Images,
+) -> Inputs:
+    """What the input channels are; ``channels`` are checked against the first layer that sees the image."""
     projections = (slot for slot in slots if slot.input_projection and slot.names[0] in offers)
     pairs = ((slot.tensor, weights.tensors[offers[slot.names[0]]]) for slot in projections)
     first = next(((int(ours.shape[1]), int(theirs.shape[1])) for ours, theirs in pairs if theirs.dim() > 2), None)
     if first is None:
+        if channels is None:
+            return Inputs()
         raise ValueError(
             f"channels {' '.join(map(str, channels))!r} cannot be mapped: {weights.file} has no weights for the layer "
             "of this network that sees the image. Leave channels out."
         )
-    return _Mapped(check_channels(channels, *first), first[1])
+    ours, theirs = first
+    image = min(ours, images.image_channels or ours)
+    image_there = min(theirs, weights.images.image_channels or theirs)
+    mapped = check_channels(channels, image, image_there) if channels is not None else ()
+    return Inputs(ours, theirs, image, image_there, mapped)
 
 
 def _absence(slot: Slot, weights: WeightsFile, alignment: Alignment) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_pretrain.files import write_json
 from ssl_pretrain.report.tables import format_table
+from ssl_pretrain.transfer.images import Images
+from ssl_pretrain.transfer.stages import part_of
 
 Shape = tuple[int, ...]
 
@@ -49,6 +52,9 @@ class Report:
         fresh: tensors of the network that stay as they were initialised; the reason says why. Those for which the file
             had something that does not fit have its shape in ``file_shape``.
         unused: tensors of the file for which the network has no place.
+        images: what the weights were trained on, as far as the file says it.
+        warnings: what of the network's images is not as in the pretraining, a line each; none where one of both is not
+            known.
     """
 
     file: Path
@@ -56,6 +62,8 @@ class Report:
     adapted: tuple[Entry, ...]
     fresh: tuple[Entry, ...]
     unused: tuple[Entry, ...]
+    images: Images = field(default_factory=Images)
+    warnings: tuple[str, ...] = ()
 
     @property
     def fraction(self) -> float:
@@ -81,11 +89,16 @@ class Report:
         )
 
     def __str__(self) -> str:
-        """Return the summary, then a table with a line per tensor."""
-        return f"{self.summary}\n{format_table(HEADERS, list(self._rows()))}"
+        """Return the summary, then a table with a line per tensor; the unused ones of a part are one line."""
+        return f"{self.summary}\n{format_table(HEADERS, [*self._rows(KINDS[:3]), *self._unused_parts()])}"
+
+    @property
+    def complete(self) -> str:
+        """The summary, then a table with a line per tensor."""
+        return f"{self.summary}\n{format_table(HEADERS, list(self._rows(KINDS)))}"
 
     def to_json(self) -> dict[str, Any]:
-        """The report in plain containers: ``file``, ``fraction``, ``totals`` per kind, and ``tensors``, one by one."""
+        """The report in plain containers: ``file``, ``fraction``, ``warnings``, ``totals`` and ``tensors``."""
         totals = {
             kind: {
                 "tensors": len(getattr(self, kind)),
@@ -106,7 +119,13 @@ class Report:
             for kind in KINDS
             for entry in getattr(self, kind)
         ]
-        return {"file": str(self.file), "fraction": self.fraction, "totals": totals, "tensors": tensors}
+        return {
+            "file": str(self.file),
+            "fraction": self.fraction,
+            "warnings": list(self.warnings),
+            "totals": totals,
+            "tensors": tensors,
+        }
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_json` to a file; raises OSError where that is not possible."""
@@ -120,8 +139,18 @@ class Report:
         entries: tuple[Entry, ...] = getattr(self, kind)
         return sum(entry.numbers for entry in entries)
 
-    def _rows(self) -> Iterator[tuple[str, ...]]:
-        for kind in KINDS:
+    def _unused_parts(self) -> Iterator[tuple[str, ...]]:
+        """A network of fewer stages leaves hundreds of tensors, each under several names."""
+        parts: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+        for entry in self.unused:
+            parts[part_of(entry.name), entry.reason].append(entry)
+        for (part, reason), entries in parts.items():
+            alone = len(entries) == 1
+            name = entries[0].name if alone else f"{part}: {len(entries)} tensors"
+            yield "unused", name, shown(entries[0].file_shape if alone else None), "-", "     -", reason
+
+    def _rows(self, kinds: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        for kind in kinds:
             for entry in getattr(self, kind):
                 share = f"{100 * entry.numbers / self._total:6.2f}" if entry.network_shape is not None else "     -"
                 yield kind, entry.name, shown(entry.file_shape), shown(entry.network_shape), share, entry.reason

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssl_pretrain.files import write_atomic
+from ssl_pretrain.transfer.sources.bounds import refusal
 
 SUFFIX = ".safetensors"
 
@@ -24,6 +25,9 @@ ABOUT, ALIASES = "anatomask", "aliases"
 
 ENTRIES = ("pretraining", "nnssl_adaptation_plan", "citations", "trainer_name")
 """What a checkpoint says besides its tensors."""
+
+LARGEST_HEADER = 16 * 2**20
+"""Bytes; a thousand tensors and what a checkpoint of ours says of them are less than one MB."""
 
 Place = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
@@ -51,10 +55,14 @@ def load_safetensors(path: Path) -> dict[str, Any]:
     """The inverse of :func:`save_safetensors`; of a stranger's file, its tensors as ``network_weights``.
 
     Raises:
-        ValueError: not a safetensors file, or truncated.
+        ValueError: not a safetensors file, truncated, or with a header that no file of weights has.
     """
     from safetensors import SafetensorError, safe_open
 
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+    if LARGEST_HEADER < length < path.stat().st_size:
+        raise refusal(path, f"its header has {length / 2**20:.0f} MB")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}

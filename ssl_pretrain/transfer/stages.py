@@ -32,6 +32,14 @@ def number_of_stages(names: Iterable[str]) -> int:
     return count
 
 
+def part_of(name: str) -> str:
+    """The part of a network that a tensor is in, for people: a stage, or the beginning of its name."""
+    place = _PLACE.search(name)
+    if place is None:
+        return ".".join(part for part in name.split(".")[:2] if not part.isdigit())
+    return f"stage {place['index']}" if place["list"] in FINE_FIRST else f"{place['list']}.{place['index']}"
+
+
 def renumbered(name: str, stages: int, wanted: int) -> str | None:
     """What a tensor of a U-Net is called in a U-Net with another number of stages.
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.transfer.images import Images, images_of_file
 from ssl_pretrain.transfer.safetensors_file import SUFFIX, load_safetensors
 from ssl_pretrain.transfer.sources import (
     anatomask,
@@ -34,6 +35,7 @@ from ssl_pretrain.transfer.sources.base import (
     plain_name,
     tensors_of,
 )
+from ssl_pretrain.transfer.sources.bounds import check_tensors
 from ssl_pretrain.transfer.sources.nnssl_axes import are_exchanged, with_axes_in_order
 from ssl_pretrain.transfer.sources.pickles import first_line, open_pickle
 
@@ -59,6 +61,7 @@ class WeightsFile:
         metadata: what the file says besides its tensors. Of our files and those of nnssl the entries of a checkpoint,
             ``pretraining`` and ``nnssl_adaptation_plan`` among them; of others what there is.
         left_out: tensors of the file that are not handed on, by their names in the file, with the reason.
+        images: what the weights were trained on, as far as the file says it.
     """
 
     file: Path
@@ -68,6 +71,7 @@ class WeightsFile:
     origin: str = plain.ORIGIN
     metadata: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    images: Images = field(default_factory=Images)
 
 
 def read_weights(source: str | Path, *, fix_nnssl_axes: bool = False) -> WeightsFile:
@@ -98,6 +102,7 @@ def read_weights(source: str | Path, *, fix_nnssl_axes: bool = False) -> Weights
         reading.origin,
         reading.metadata,
         reading.left_out,
+        reading.images or images_of_file(reading.metadata),
     )
 
 
@@ -138,6 +143,7 @@ def _check_tensors(opened: Opened, odd: Mapping[str, str]) -> None:
         raise ValueError(
             f"{opened.file} holds no weights: there are no tensors at its top level nor under {', '.join(CONTAINERS)}."
         )
+    check_tensors(opened.file, opened.tensors)
     diverged = not_finite(opened.tensors)
     if diverged:
         more = f" and {len(diverged) - 3} more" if len(diverged) > 3 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 
@@ -54,6 +55,21 @@ def test_adapting_writes_weights_and_report_and_says_what_comes_next(home, capsy
     assert list((home / "results").iterdir()) == []
 
 
+def test_unused_tensors_of_a_part_are_one_line_and_all_of_them_if_asked_for(home, capsys):
+    content = checkpoint()
+    content["network_weights"] |= {f"encoder.stages.{n}.extra.{i}": torch.ones(1) for n in (4, 5) for i in range(30)}
+    content["network_weights"]["decoder.encoder.stages.5.extra.0"] = torch.ones(1)
+    torch.save({"state_dict": content["network_weights"]}, "checkpoint_final.pth")
+    assert adapt() == 0
+    short = capsys.readouterr().out
+    assert re.search(r"unused +stage 4: 30 tensors +- +- +- +the file has 6 stages, the network 4\n", short)
+    assert re.search(r"unused +stage 5: 31 tensors +- +- +- +the file has 6 stages, the network 4\n", short)
+    assert "stages.5.extra.7" not in short
+    assert "encoder.stages.5.extra.7" in (home / "out_report.json").read_text(encoding="utf-8")
+    assert adapt("--verbose") == 0
+    assert re.search(r"unused +encoder\.stages\.5\.extra\.7 +1 +- +- +the file has 6", capsys.readouterr().out)
+
+
 def test_flags_reach_the_engine(home, capsys):
     assert adapt("-channels", "0", "0", "-seed", "3", "-p", "nnUNetPlans") == 0
     said = read_content(home / "out.pth")["pretraining"]["adaptation"]
@@ -64,6 +80,16 @@ def test_flags_reach_the_engine(home, capsys):
     assert "strict" in capsys.readouterr().err
     assert adapt("-fix_nnssl_axes") == 1
     assert "fix_nnssl_axes" in capsys.readouterr().err
+
+
+def test_a_later_stage_of_a_cascade_is_adapted_to_as_well(home, capsys):
+    weights = ["-w", "checkpoint_final.pth", "-d", "7", "-o", "out.pth"]
+    assert main([*weights, "-c", "3d_cascade_fullres"]) == 0
+    output = capsys.readouterr().out
+    assert "3 channels of the previous segmentation as initialised" in output
+    assert "nnUNetv2_train 7 3d_cascade_fullres 0 -pretrained_weights" in output
+    assert main([*weights, "-c", "2d"]) == 1
+    assert "Choose from: 3d_fullres, 3d_cascade_fullres" in capsys.readouterr().err
 
 
 def test_a_trainer_of_ours_comes_with_the_folder_where_nnunet_finds_it(home, capsys):

@@ -413,7 +413,11 @@ def test_a_dataset_without_a_file_ending(dataset, capsys):
         (["-d", "8"], "Dataset 8 is not in "),
         (["-p", "Nothing"], "Plans 'Nothing' do not exist in "),
         (["-c", "3d_nothing"], "Configuration '3d_nothing' is not in "),
-        (["-c", "2d"], "pretraining is for 3-D networks"),
+        (["-c", "2d"], "what is pretrained here is 3-D. Choose from: 3d_fullres, 3d_planned_only."),
+        (
+            ["-c", "3d_cascade_fullres"],
+            "which unlabelled images do not have. Choose from: 3d_fullres, 3d_planned_only.",
+        ),
         (["-i", "gone"], "gone does not exist. Name folders, image files, a pretrain_data.json or 'raw'"),
         (["-filter", "colour=red"], "colour"),
     ],

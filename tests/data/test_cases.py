@@ -1,6 +1,9 @@
+import os
+import pickle
+
 import numpy as np
 import pytest
-from made_data import volume, write_case
+from made_data import volume, write_case, write_unlabelled
 
 from ssl_pretrain.data.cases import CaseError, Cases
 
@@ -66,6 +69,56 @@ def test_a_non_finite_voxel_names_the_file(tmp_path, bad):
     write_case(tmp_path, "a", image)
     with pytest.raises(CaseError, match=r"a\.b2nd holds NaN or Inf"):
         Cases(tmp_path, 1).read("a", WHOLE)
+
+
+class Runs:
+    def __reduce__(self):
+        return os.mkdir, ("marker",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "the whole file must be a dictionary, got list"),
+        ({"class_locations": [1]}, "class_locations must be a dictionary, got list"),
+        ({"class_locations": {1: 3.5}}, "class_locations must be rows of 3 or 4 whole numbers"),
+        ({"class_locations": {1: np.ones((2, 4))}}, "class_locations must be rows of 3 or 4 whole numbers"),
+        ({"class_locations": {1: [[1, 2], [3]]}}, "class_locations must be rows of 3 or 4 whole numbers"),
+        ({"class_locations": Runs()}, r"is refused: opening it would run (posix|nt)\.mkdir, and what is kept with"),
+        (b"\x80\x04.", r"is truncated or corrupt \("),
+    ],
+)
+def test_what_is_kept_with_a_case_is_checked_and_runs_nothing(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    write_case(tmp_path, "a", volume(0))
+    file = tmp_path / "a.pkl"
+    file.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
+    with pytest.raises(CaseError, match=rf"a\.pkl:? {message}") as refusal:
+        Cases(tmp_path, 1).foreground("a")
+    assert "Delete it and run nnUNetv2_preprocess for this configuration again." in str(refusal.value)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("ours", "message"),
+    [
+        ([1], "ssl_pretrain must be a dictionary, got list"),
+        ({"info": "T1w"}, r"ssl_pretrain\.info: Input should be a valid dictionary, got 'T1w'"),
+        ({"info": {"quality": np.ones(2)}}, r"ssl_pretrain\.info\.quality"),
+        ({"made_with": 3}, r"ssl_pretrain\.made_with: Input should be a valid string"),
+    ],
+)
+def test_what_is_kept_with_an_unlabelled_case_is_checked(tmp_path, ours, message):
+    folder = tmp_path / "made_unlabeled"
+    write_unlabelled(folder, "a", volume(0), masks={"anatomy": np.ones((20, 22, 24))})
+    cases = Cases(folder, 1, labelled=False)
+    assert cases.anatomy("a").shape == (20 * 22 * 24, 3)
+    (folder / "a.pkl").write_bytes(pickle.dumps({"ssl_pretrain": ours}))
+    with pytest.raises(ValueError, match=rf"a\.pkl: {message}.*nnUNetv2_preprocess_unlabeled"):
+        cases.index()
+    (folder / "a.pkl").write_bytes(pickle.dumps({"ssl_pretrain": {"anatomy_voxels": np.ones((5, 2), int)}}))
+    with pytest.raises(CaseError, match=r"a\.pkl: anatomy_voxels must be rows of 3 whole numbers"):
+        cases.anatomy("a")
 
 
 def test_a_case_that_went_missing_is_named(tmp_path):

@@ -51,8 +51,11 @@ def test_a_variable_that_names_no_folder_is_named(monkeypatch, tmp_path):
         (("seven", "3d_fullres", "nnUNetPlans"), ValueError, "must be a number such as 4 or a name"),
         (("7", "3d_fullres", "OtherPlans"), FileNotFoundError, "'OtherPlans' do not exist.*There: nnUNetPlans"),
         (("7", "4d", "nnUNetPlans"), ValueError, "'4d' is not in .*There: 3d_fullres"),
-        (("7", "2d", "nnUNetPlans"), ValueError, "is 2-D; pretraining is for 3-D networks.*3d_fullres"),
-        (("7", "3d_cascade_fullres", "nnUNetPlans"), ValueError, "takes the segmentation of '3d_lowres' as input"),
+        (
+            ("7", "2d", "nnUNetPlans"),
+            ValueError,
+            "is 2-D; what is pretrained here is 3-D.*3d_fullres, 3d_cascade_fullres,",
+        ),
         (
             ("7", "3d_planned_only", "nnUNetPlans"),
             FileNotFoundError,
@@ -63,6 +66,15 @@ def test_a_variable_that_names_no_folder_is_named(monkeypatch, tmp_path):
 def test_what_is_missing_is_named_with_the_remedy(dataset, arguments, error, message):
     with pytest.raises(error, match=message):
         locate(*arguments)
+
+
+def test_a_later_stage_of_a_cascade_is_neither_taken_nor_offered_where_images_have_no_segmentation(dataset):
+    assert locate("7", "3d_cascade_fullres", "nnUNetPlans")[1].input_channels == 2 + 1
+    choices = r"Choose from: 3d_fullres, 3d_planned_only\."
+    with pytest.raises(ValueError, match=f"takes the segmentation of '3d_lowres' as input.* {choices}"):
+        locate("7", "3d_cascade_fullres", "nnUNetPlans", cascades=False)
+    with pytest.raises(ValueError, match=f"'2d' is 2-D.* {choices}"):
+        locate("7", "2d", "nnUNetPlans", cascades=False)
 
 
 def test_two_datasets_of_one_number_are_ambiguous(dataset, tmp_path):

@@ -1,7 +1,9 @@
 """Our nnU-Net trainers, found and initialised by nnU-Net itself."""
 
 import inspect
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +187,22 @@ def test_nnunet_loads_through_our_hook(make, tmp_path, capsys):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours if key.startswith("conv_blocks_context"))
     assert not torch.equal(ours["upsample_layers.0.conv.weight"], theirs["upsample_layers.0.conv.weight"])
     assert f"Pretrained weights from {file}" in capsys.readouterr().out
+
+
+def test_weights_of_other_voxels_are_said_in_the_log_and_the_training_goes_on(make, tmp_path, caplog):
+    trainer = make("ResEncTrainer_ft")
+    trainer.initialize()
+    theirs = json.loads(json.dumps(trainer.plans_manager.plans))
+    theirs["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.0, 1.0]
+    content = {"init_args": {"plans": theirs, "configuration": "3d_fullres"}}
+    torch.save({**content, "network_weights": trainer.network.state_dict()}, tmp_path / "other.pth")
+    trainer.plans_manager.plans["configurations"]["3d_fullres"]["spacing"] = [0.5, 0.5, 0.5]
+    run_training.maybe_load_checkpoint(trainer, False, False, str(tmp_path / "other.pth"))
+    assert [record.levelname for record in caplog.records if "up to 2 times another size" in record.message] == [
+        "WARNING"
+    ]
+    log = Path(trainer.log_file).read_text(encoding="utf-8")
+    assert log.count("WARNING: ") == log.count("this network works at 0.5 x 0.5 x 0.5 mm") == 1
 
 
 def test_a_subclass_names_its_own_loader(make):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from architectures import STRIDES, architecture, backbone
@@ -5,6 +7,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from ssl_pretrain.networks import NETWORKS, build_backbone
+from ssl_pretrain.networks.dotted import is_layer
 from ssl_pretrain.networks.wrap import wrap_network
 
 
@@ -94,6 +97,34 @@ def test_plans_of_another_kind_of_network_say_what_to_use(name, message):
     arch = {**architecture(), "network_class_name": name}
     with pytest.raises(ValueError, match=message):
         build_backbone("plans", architecture=arch, input_channels=1, num_classes=2, patch=(16, 16, 16))
+
+
+def test_plans_that_name_a_layer_which_is_not_there_are_not_built_without_it():
+    """nnU-Net would leave the activations out, and say nothing."""
+    arch = copy.deepcopy(architecture())
+    arch["arch_kwargs"]["nonlin"] = "torch.nn.modules.module.torch.os.ReLU"
+    with pytest.raises(
+        ValueError, match=r"The plans name nonlin torch\.nn\.modules\.module\.torch\.os\.ReLU, which Py"
+    ):
+        build_backbone("plans", architecture=arch, input_channels=1, num_classes=2, patch=(16, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("torch.nn.LeakyReLU", True),
+        ("torch.nn.modules.conv.Conv3d", True),
+        ("dynamic_network_architectures.building_blocks.residual.BasicBlockD", True),
+        ("torch.nn.modules.module.torch.nn.ReLU", False),
+        ("torch.nn.functional.relu", False),
+        ("torch.nn.Nothing", False),
+        ("nowhere.Nothing", False),
+        ("ReLU", False),
+        ("", False),
+    ],
+)
+def test_a_layer_is_a_class_of_the_very_module_that_its_path_names(path, found):
+    assert is_layer(path) == found
 
 
 def test_stunet_needs_plans_with_strides():

@@ -391,6 +391,25 @@ def test_plans_must_be_there_and_preprocessed(tmp_path, dataset, weights):
         begin(settings(weights), tmp_path / "d")
 
 
+def test_a_later_stage_of_a_cascade_is_refused_for_a_reason_of_studies(tmp_path, dataset, weights):
+    plans = json.loads((dataset / "nnUNetPlans.json").read_text())
+    later = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans["configurations"]["3d_cascade_fullres"] = later
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=r"-c 3d_cascade_fullres takes .* which each run of a study would need"):
+        begin(replace(settings(weights), configuration="3d_cascade_fullres"), tmp_path / "a")
+
+
+def test_weights_pretrained_at_another_spacing_are_warned_about(tmp_path, dataset, caplog):
+    begin(settings(write_weights(tmp_path / "own")), tmp_path / "a")
+    assert "size of voxel" not in caplog.text
+    plans = json.loads((dataset / "nnUNetPlans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [0.4, 1.0, 1.0]
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(plans))
+    begin(settings(write_weights(tmp_path / "other")), tmp_path / "b")
+    assert "up to 2.5 times another size of voxel" in caplog.text
+
+
 def test_an_adapted_file_is_of_the_plans_and_the_trainer_that_it_was_adapted_to(tmp_path, dataset):
     of_others = write_weights(tmp_path / "others", plans="TheirPlans")
     made, about = (json.loads((dataset / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))

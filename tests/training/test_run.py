@@ -1,6 +1,7 @@
 """Whole runs on a made dataset, through the Python interface."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -366,12 +367,23 @@ def test_continuing_a_finished_run_changes_nothing(dataset, tmp_path):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-def test_weights_to_start_from_are_taken(dataset, tmp_path):
+def test_a_later_stage_of_a_cascade_is_not_pretrained(dataset, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"which unlabelled images do not have\. Choose from: 3d_fullres, 3d_planned_o"
+    ):
+        pretrain(config(tmp_path, configuration="3d_cascade_fullres"))
+
+
+def test_weights_to_start_from_are_taken_and_those_of_other_voxels_warned_about(dataset, tmp_path, caplog):
     first = pretrain(config(tmp_path, "first", epochs=1)).folder
     start = config(tmp_path, "second", epochs=1, pretrained_weights=str(first / FINAL)).with_settings({"lr": "1e-12"})
+    plans = json.loads((dataset / "nnUNetPlans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.0, 3.0]
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(plans))
     second = weights(pretrain(start).folder)
     key = "encoder.stages.1.0.convs.0.conv.weight"
     torch.testing.assert_close(second[key], weights(first)[key], rtol=1e-4, atol=1e-6)
+    assert caplog.text.count("up to 3 times another size of voxel") == 1
 
 
 @pytest.mark.parametrize(("method", "remedy"), [("SparK", "try another -lr."), ("MAE", "-lr or -optimizer adamw.")])

@@ -32,6 +32,7 @@ from ssl_pretrain.networks.primus import PrimusSize, primus_architecture
 from ssl_pretrain.transfer.adapt import Target, adapt_weights, build_target, check_output, read_content, save_content
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 from ssl_pretrain.transfer.encoder import load_encoder
+from ssl_pretrain.transfer.images import images_of_plans
 from ssl_pretrain.transfer.load import load_pretrained
 from ssl_pretrain.transfer.recognition import Built, recognise
 
@@ -130,6 +131,56 @@ def test_our_hook_takes_the_same_from_the_adapted_file_as_from_the_source(home, 
     report = load_pretrained(through, home / "out.pth")
     assert not report.adapted
     assert all(torch.equal(tensor, through.state_dict()[name]) for name, tensor in direct.state_dict().items())
+
+
+def test_a_later_stage_of_a_cascade_gets_the_image_from_the_file_and_keeps_its_own_for_the_segmentation(home, source):
+    """3 organs are 3 more input channels, after those of the image."""
+    cascade = Target(cascaded(), target_dataset(2), "3d_cascade_fullres")
+    adapted = adapt_weights(source, cascade, seed=3)
+    stem = "encoder.stages.0.0.convs.0.conv.weight"
+    scratch = build_target(cascade, seed=3).network.state_dict()[stem]
+    file = torch.load(source, weights_only=True)["network_weights"][stem]
+    made = adapted.content["network_weights"][stem]
+    assert made.shape[1] == 2 + 3
+    assert torch.allclose(made[:, :2].sum(1, keepdim=True), file)
+    assert torch.equal(made[:, 2:], scratch[:, 2:])
+    entry = next(entry for entry in adapted.report.adapted if entry.name == stem)
+    assert entry.reason.endswith("; 3 channels of the previous segmentation as initialised")
+    chosen = adapt_weights(source, cascade, seed=3, channels=[0, 0]).content["network_weights"][stem]
+    assert torch.equal(chosen, made)
+    with pytest.raises(ValueError, match="names 5 channels, but the network has 2 input channels"):
+        adapt_weights(source, cascade, channels=[0] * 5)
+    # Back again: into the same network as it is, into that of the image alone without what is not the image's.
+    save_content(adapted.content, home / "cascade.pth")
+    network, images = build_target(cascade, seed=4).network, images_of_plans(cascade.plans, cascade.configuration)
+    report = load_pretrained(network, home / "cascade.pth", images=images)
+    assert torch.equal(network.state_dict()[stem], made)
+    assert stem in {entry.name for entry in report.loaded}
+    alone = adapt_weights(home / "cascade.pth", target())
+    assert torch.equal(alone.content["network_weights"][stem], made[:, :2])
+    assert [e.reason for e in alone.report.adapted] == ["3 channels of the previous segmentation in the file left out"]
+
+
+def cascaded():
+    plans = target_plans()
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_cascade_fullres"]["previous_stage"] = "3d_lowres"
+    return plans
+
+
+def test_images_that_were_prepared_otherwise_are_warned_about_also_by_the_adapted_file(home, source, caplog):
+    plans = target_plans()
+    plans["configurations"]["3d_fullres"].update(spacing=[4.0, 1.0, 1.0], normalization_schemes=["CTNormalization"])
+    aim = Target({**plans, "transpose_forward": [1, 0, 2]}, target_dataset(), "3d_fullres")
+    adapted = adapt_weights(source, aim)
+    assert len(adapted.report.warnings) == 3
+    assert caplog.messages[-3:] == list(adapted.report.warnings)
+    save_content(adapted.content, home / "out.safetensors")
+    images = images_of_plans(aim.plans, aim.configuration)
+    again = load_pretrained(build_target(aim).network, home / "out.safetensors", images=images)
+    assert [line.partition(" ")[2] for line in again.warnings] == [
+        line.partition(" ")[2] for line in adapted.report.warnings
+    ]
 
 
 def test_it_says_what_the_tensors_are_of_now_and_what_they_were(home, source):

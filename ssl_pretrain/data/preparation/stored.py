@@ -18,6 +18,7 @@ from ssl_pretrain.data.case_info import CaseInfo
 from ssl_pretrain.data.cases import OURS, MaskKind
 from ssl_pretrain.files import write_atomic
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.harmless import read_pickle
 
 IMAGE_ENDING = ".b2nd"
 KINDS: tuple[MaskKind, ...] = ("anonymization", "anatomy")
@@ -43,8 +44,7 @@ def mask_file(folder: Path, kind: MaskKind, identifier: str) -> Path:
 def read_properties(folder: Path, identifier: str) -> dict[str, Any] | None:
     """What is kept with a case; None if that cannot be read."""
     try:
-        # Written by our preprocessing on this machine.
-        properties = pickle.loads((folder / f"{identifier}.pkl").read_bytes())
+        properties = read_pickle(folder / f"{identifier}.pkl")
     except Exception:
         # A damaged pickle raises anything.
         return None

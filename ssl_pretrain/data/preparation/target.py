@@ -84,7 +84,7 @@ def find_target(dataset: str, plans_name: str, configuration: str) -> Target:
             "dataset without labels."
         )
     check_plans(read_json(file), configuration, file)
-    plan = read_plan(file, folder / "dataset.json", configuration)
+    plan = read_plan(file, folder / "dataset.json", configuration, cascades=False)
     _check_dataset(plan, folder / "dataset.json")
     files = DatasetFiles(
         folder.name, folder / plan.data_identifier, folder / "splits_final.json", folder / "dataset.json", file

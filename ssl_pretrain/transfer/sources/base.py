@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_pretrain.functional.geometry import Triple, as_triple
+from ssl_pretrain.transfer.images import Images
 from ssl_pretrain.transfer.safetensors_file import ENTRIES
 
 CONTAINERS = ("network_weights", "state_dict", "model")
@@ -64,6 +65,7 @@ class Reading:
         patch: voxels of the patch that the weights were trained with; None where the file does not say.
         metadata: what the file says of itself; plain containers, as in JSON.
         left_out: tensors that are not handed on although a network may have some of that name, with the reason.
+        images: what the weights were trained on, where the format says so elsewhere than in ``metadata``.
     """
 
     origin: str
@@ -72,6 +74,7 @@ class Reading:
     patch: Triple | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    images: Images | None = None
 
 
 class Source(Protocol):
@@ -113,7 +116,9 @@ def odd_tensors_of(content: Any) -> dict[str, str]:
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold a NaN or an infinity."""
-    return [name for name, value in tensors.items() if not _is_finite(value)]
+    # Each once, however many names it has.
+    finite = {id(value): _is_finite(value) for value in {id(value): value for value in tensors.values()}.values()}
+    return [name for name, value in tensors.items() if not finite[id(value)]]
 
 
 def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
@@ -157,9 +162,5 @@ def _oddity(value: Tensor) -> str:
 def _is_finite(value: Tensor) -> bool:
     if not (value.is_floating_point() or value.is_complex()) or not value.numel():
         return True
-    span = 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
-    if value.numel() > span:
-        # An expanded view, which may claim far more numbers than there is memory for.
-        value = value.as_strided((span,), (1,))
     # There is no isfinite for numbers of eight bits.
     return bool(torch.isfinite(value.float() if value.dtype.itemsize == 1 else value).all())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.transfer.images import images_of_plans
 from ssl_pretrain.transfer.sources.base import Opened, Reading, patch_in
 
 ORIGIN = "nnU-Net v2"
@@ -29,7 +30,8 @@ def read(opened: Opened) -> Reading:
         "fold": None if arguments.get("fold") is None else str(arguments.get("fold")),
     }
     metadata = {name: value for name, value in said.items() if isinstance(value, str)}
-    return Reading(ORIGIN, opened.tensors, patch=_patch(plans, configuration), metadata=metadata)
+    images = images_of_plans(plans, configuration)
+    return Reading(ORIGIN, opened.tensors, patch=_patch(plans, configuration), metadata=metadata, images=images)
 
 
 def _patch(plans: Mapping[str, Any], configuration: Any) -> Triple | None:

@@ -22,13 +22,11 @@ from torch._weights_only_unpickler import _get_allowed_globals
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from ssl_pretrain.files import archive_fault
-from ssl_pretrain.transfer.sources.harmless import RefusalError, harmless_globals
+from ssl_pretrain.harmless import RefusalError, harmless_globals
+from ssl_pretrain.transfer.sources.bounds import LARGEST_PICKLE, BombError, check_archive, check_pickle
 
 LEGACY_PICKLES = 5
 """Pickles in a row at the beginning of a file that PyTorch before 1.6 wrote."""
-
-LARGEST_PICKLE = 64 * 2**20
-"""Bytes; tensors lie outside of the pickle, of which even a thousand layers with their optimizer are a few MB."""
 
 MOST_OPERATIONS = 10**6
 """How far a refused pickle is read for what it names."""
@@ -40,21 +38,22 @@ def open_pickle(file: Path) -> Any:
     """Return the content of a file that ``torch.save`` wrote; nothing in it is executed.
 
     Raises:
-        ValueError: needs arbitrary code to be opened (refused, with the names of all of it), or is no checkpoint.
+        ValueError: needs arbitrary code to be opened (refused, with the names of all of it), would become far more than
+            it is, or is no checkpoint.
     """
-    _check_size(file)
     try:
+        _check_bounds(file)
         with _harmless(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except PermissionError:
+    except (PermissionError, BombError):
         raise
-    except MemoryError as error:
-        raise ValueError(
-            f"{file} cannot be opened: it asks for more memory than there is. It is damaged, or too large for this "
-            "machine: download it again, or use a larger one."
-        ) from error
     except Exception as error:  # torch.load answers malformed files with KeyError, EOFError, struct.error and others
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise ValueError(
+                f"{file} cannot be opened: it asks for more memory than there is. It is damaged, or too large for this "
+                "machine: download it again, or use a larger one."
+            ) from error
         wanted, complete = _wanted(file)
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, RefusalError):
@@ -107,26 +106,28 @@ def _wanted(file: Path) -> tuple[list[str], bool]:
     return list(found), True
 
 
-def _check_size(file: Path) -> None:
-    """Refuse an archive whose pickle would unpack into gigabytes."""
-    if not zipfile.is_zipfile(file):
-        return
-    try:
+def _check_bounds(file: Path) -> None:
+    """Refuse what would unpack into far more than it is; raises anything where the file is damaged."""
+    if _is_archive(file):
         with zipfile.ZipFile(file) as archive:
-            size = sum(entry.file_size for entry in _pickles_in(archive))
-    except Exception as error:  # zipfile answers malformed files with NotImplementedError, struct.error and others
-        raise ValueError(_not_a_checkpoint(file, error)) from error
-    if size > LARGEST_PICKLE:
-        raise ValueError(
-            f"{file} is refused: besides its tensors it would unpack into {size / 2**20:.0f} MB, and checkpoints have "
-            f"at most {LARGEST_PICKLE // 2**20} MB there. It is damaged or malicious: download it again from a place "
-            "that you trust."
-        )
+            check_archive(file, archive, _pickles_in(archive))
+        return
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        for _ in range(LEGACY_PICKLES):
+            if stream.tell() < size:
+                check_pickle(file, stream, size)
+
+
+def _is_archive(file: Path) -> bool:
+    """As PyTorch decides it, which does not look at the end of a file, where ``zipfile`` does."""
+    with file.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
 
 
 @contextmanager
 def _pickle_of(file: Path) -> Iterator[IO[bytes]]:
-    if not zipfile.is_zipfile(file):
+    if not _is_archive(file):
         with file.open("rb") as stream:
             yield stream
         return
@@ -135,7 +136,8 @@ def _pickle_of(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _pickles_in(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    return [entry for entry in archive.infolist() if f"/{entry.filename}".endswith("/data.pkl")]
+    # In any case of letters: PyTorch's reader does not tell them apart.
+    return [entry for entry in archive.infolist() if f"/{entry.filename.lower()}".endswith("/data.pkl")]
 
 
 def _globals_of(stream: IO[bytes]) -> Iterator[str]:

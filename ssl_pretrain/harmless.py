@@ -1,4 +1,4 @@
-"""What a checkpoint may name besides tensors: stand-ins that only hold values.
+"""What pickles of others may name: stand-ins that only hold values, and a reader that knows nothing else.
 
 ``weights_only`` lets a file call whatever is allowed, with arguments of the file's making. Some classes that look
 harmless are not: ``numpy.ndarray`` called with a buffer reads any place in memory. So none of them is allowed itself;
@@ -7,10 +7,13 @@ what stands in for it takes what an honest file gives it, and refuses everything
 
 from __future__ import annotations
 
+import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cache
 from math import prod
-from pathlib import PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -33,8 +36,9 @@ class Kind:
 
     def __init__(self, code: Any, *_: Any) -> None:
         if type(code) is not str or not CODE.fullmatch(code):
-            objects = " for an array of objects" if str(code).startswith("O") else ""
-            raise RefusalError(f"numpy.dtype({code!r:.20}){objects}")
+            text = repr(code) if isinstance(code, str) else "…"
+            objects = " for an array of objects" if isinstance(code, str) and code.startswith("O") else ""
+            raise RefusalError(f"numpy.dtype({text:.20}){objects}")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
@@ -100,6 +104,73 @@ def harmless_globals() -> list[Any]:
     filled = [_under_name(function, "builtins", function.__name__[1:]) for function in (_frozenset, _range, _slice)]
     defaults = _under_name(lambda *_: {}, "collections", "defaultdict")
     return [*numpy, *empty, *filled, defaults, *_path_globals(), Kind, Array, Arguments]
+
+
+def read_pickle(file: Path) -> Any:
+    """Content of a file that ``pickle`` wrote, made of plain containers, numbers, text, and arrays that are read-only.
+
+    Raises:
+        OSError: it cannot be read.
+        RefusalError: it names something else; the text is the name.
+        Exception: it is damaged; any of those that a wrong index, name or instruction leads to.
+    """
+    with file.open("rb") as stream:
+        return _with_arrays(_Reader(stream).load(), {})
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = _by_name().get((module, name))
+        if found is None:
+            raise RefusalError(f"{module}.{name}")
+        return found
+
+
+@cache
+def _by_name() -> dict[tuple[str, str], Any]:
+    """What stands in for a name in a plain pickle, where PyTorch's own reader allows nothing besides."""
+    known = {(one.__module__, one.__qualname__): one for one in harmless_globals()}
+    known |= {("numpy.core.numeric", "_frombuffer"): _from_buffer, ("numpy._core.numeric", "_frombuffer"): _from_buffer}
+    known |= {("collections", "OrderedDict"): OrderedDict, ("_codecs", "encode"): _encode}
+    known |= {("builtins", "set"): lambda *items: set(_frozenset(*items)), ("builtins", "bytearray"): _bytearray}
+    return known | {("__builtin__", name): one for (module, name), one in known.items() if module == "builtins"}
+
+
+def _with_arrays(value: Any, known: dict[int, Any]) -> Any:
+    """The same with arrays in the place of what stood in for them, each container once however often it occurs."""
+    kind = type(value)
+    if kind is Array:
+        return value.array
+    if kind not in (dict, OrderedDict, list, tuple):
+        return value
+    if id(value) not in known:
+        if isinstance(value, dict):
+            known[id(value)] = kind((key, _with_arrays(inner, known)) for key, inner in value.items())
+        else:
+            known[id(value)] = kind(_with_arrays(inner, known) for inner in value)
+    return known[id(value)]
+
+
+def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any, *_: Any) -> Array:
+    """As pickles of protocol 5 make an array."""
+    made = Array.__new__(Array)
+    made.__setstate__((1, shape, kind, order == "F", bytes(raw) if isinstance(raw, bytearray) else raw))
+    return made
+
+
+def _encode(text: Any, codec: Any) -> bytes:
+    # As pickles of protocol 2 make bytes.
+    if type(text) is not str or codec not in ("latin1", "latin-1"):
+        raise RefusalError("_codecs.encode(…)")
+    return text.encode("latin-1")
+
+
+def _bytearray(*given: Any) -> bytearray:
+    if given and type(given[0]) is str:
+        return bytearray(_encode(*given))
+    if any(type(part) is not bytes for part in given):
+        raise RefusalError("builtins.bytearray(…)")
+    return bytearray(*given)
 
 
 def _path_globals() -> list[Any]:
