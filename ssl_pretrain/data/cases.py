@@ -90,7 +90,7 @@ class Cases:
     def _entry(self, identifier: str) -> Entry:
         c, d, h, w = self._open(identifier, header_only=True).shape
         about = {} if self.labelled else self.properties(identifier).get(OURS, {})
-        plain = {key: value for key, value in about.items() if key in ("info", "made_with")}
+        plain = {key: value for key, value in about.items() if key in ("info", "made_with", "masks")}
         return Entry((int(c), int(d), int(h), int(w)), plain)
 
     def _check_channels(self, identifier: str, channels: int) -> None:
