@@ -304,6 +304,29 @@ def test_a_collection_with_masks_and_filters(tmp_path, dataset, out, capsys):
     assert "3 are done, 0 to do" in capsys.readouterr().out
 
 
+def test_a_mask_that_is_the_other_way_round_is_said_once_and_made_anew_when_the_collection_says_so(
+    tmp_path, dataset, out, capsys
+):
+    images = write_images(tmp_path / "images", ["a", "b", "c"])
+    air = np.pad(np.zeros((10, 11, 12), "uint8"), ((5, 5), (5, 6), (6, 6)), constant_values=1)
+    mask = write_image(tmp_path / "fb_mask.nii.gz", air)
+    file = collection(tmp_path, images, {"anatomy_mask": str(mask), "anonymization_mask": None})
+    assert run(inputs=[file]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("other way round") == 1
+    assert "3 of 3 anatomy masks look as if they were the other way round, e.g. " in shown
+    assert f"{mask}: it holds the corners of the volume. Look at one. If 0 is the anatomy" in shown
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, "inverted_masks": ["anatomy_mask"]}))
+    assert run(inputs=[file]) == 0
+    shown = capsys.readouterr().out
+    assert "3 finished cases have a mask that was taken the other way round than the collection says" in shown
+    assert "0 are done, 3 to do" in shown
+    assert np.array_equal(read_whole(out / "anatomy" / "C__d__p1__s__a_0000.b2nd")[0], 1 - air)
+    assert run(inputs=[file]) == 0
+    assert "3 are done, 0 to do" in capsys.readouterr().out
+
+
 def test_two_channels(tmp_path, dataset, out):
     shutil.rmtree(dataset)
     write_planned(dataset.parent, channels=2)
