@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Blueprint:
         spacing: mm per voxel along (D, H, W); None where the file does not say.
         normalization: nnU-Net's schemes, one per channel.
         about: the entry of the file that says all this.
+        trust_plans: whether the architecture may name code of any package.
     """
 
     network: str
@@ -59,6 +60,7 @@ class Blueprint:
     spacing: tuple[float, ...] | None = None
     normalization: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    trust_plans: bool = False
 
     def build(self) -> Backbone:
         """The network, with freshly initialised weights and two classes; random numbers elsewhere stay as they were.
@@ -74,6 +76,7 @@ class Blueprint:
                 num_classes=2,
                 patch=self.patch,
                 settings=self.settings,
+                trust_plans=self.trust_plans,
             )
 
 
@@ -104,8 +107,9 @@ def blueprint_of(metadata: Mapping[str, Any], file: Path, *, trust_code: bool = 
             f"{file} says which network it is of, but incompletely ({type(error).__name__}: {error}). Build the "
             "network yourself and load it: load_pretrained(network, file)."
         ) from error
-    if not trust_code:
-        _refuse_code(made, file)
+    if trust_code:
+        return replace(made, trust_plans=True)
+    _refuse_code(made, file)
     return made
 
 
