@@ -10,9 +10,9 @@ import platform
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import IO, Any, TypeVar, overload
 
 from filelock import FileLock, Timeout
@@ -30,6 +30,12 @@ LEFT = re.compile(r".+\.(?:(?P<host>[\w-]+)-)?(?P<process>\d+)\.tmp")
 
 DEEPEST_JSON = 100
 """Levels of nesting; what nnU-Net and we write has at most ten."""
+
+LONGEST_NAME = 250
+"""Bytes; file systems allow 255, and the ending comes on top."""
+
+RESERVED = re.compile(r"(CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9])(\..*)?", re.IGNORECASE)
+"""Names that are devices on Windows."""
 
 
 @overload
@@ -124,6 +130,73 @@ def _check_depth(content: Any) -> None:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_name(name: Any, what: str, file: Path | None = None) -> str:
+    """A name that becomes a part of a path, if it can be one: it must not lead anywhere else.
+
+    Args:
+        name: from a file or from the command line.
+        what: what it is the name of, in the words of the file or of the command.
+        file: that it stands in; None for the command line.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: no text, empty, ``.`` or ``..``, with a separator of any system, a drive or a control character,
+            too long, or a device on Windows; names the value and the file.
+    """
+    if not isinstance(name, str):
+        fault = "is no text"
+    elif name in ("", ".", ".."):
+        fault = "is no name of a file or folder"
+    elif re.search(r"[/\\]", name) or PureWindowsPath(name).drive:
+        fault = "leads to another folder"
+    elif re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name):
+        fault = "has characters that no name of a file can have"
+    elif len(name.encode()) > LONGEST_NAME:
+        fault = f"is longer than {LONGEST_NAME} bytes"
+    elif RESERVED.fullmatch(name):
+        fault = "is a device on Windows"
+    else:
+        return name
+    where = f"{file}: " if file else ""
+    raise ValueError(f"{where}{what} {_shown(name)} {fault}, and it becomes a part of paths. Give a plain name.")
+
+
+def check_plan_names(plans: Mapping[str, Any], file: Path) -> None:
+    """Refuse plans in which a name that nnU-Net makes a path of leads elsewhere.
+
+    Args:
+        plans: content of a plans file; what is missing or of a wrong type is left to others.
+        file: for messages.
+
+    Raises:
+        ValueError: see :func:`check_name`.
+    """
+    for entry in ("dataset_name", "plans_name"):
+        if entry in plans:
+            check_name(plans[entry], entry, file)
+    configurations = plans.get("configurations")
+    for name, configuration in configurations.items() if isinstance(configurations, Mapping) else ():
+        check_name(name, "configuration", file)
+        for entry in ("data_identifier", "previous_stage", "next_stage"):
+            # A configuration may have several next stages.
+            values = configuration.get(entry) if isinstance(configuration, Mapping) else None
+            for value in values if isinstance(values, list) else [values]:
+                if value is not None:
+                    check_name(value, f"configurations.{name}.{entry}", file)
+
+
+def check_case_names(names: Iterable[Any], file: Path) -> None:
+    """Refuse names of cases that lead elsewhere: nnU-Net makes paths of them.
+
+    Raises:
+        ValueError: see :func:`check_name`.
+    """
+    for name in names:
+        check_name(name, "case", file)
 
 
 def save_atomic(content: Any, path: Path, keep: Path | None = None) -> None:

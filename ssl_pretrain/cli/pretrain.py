@@ -64,6 +64,9 @@ def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
         "package.module:Class",
     )
     parser.add_argument(
+        "-trust_plans", action="store_true", help="the plans may name code of packages that are not well known: run it"
+    )
+    parser.add_argument(
         "-network_settings",
         nargs="+",
         action="extend",
@@ -160,7 +163,8 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
         if name in flags:
             settings[name] = flags.pop(name)
     resume, file = flags.pop("c", False), flags.pop("config", None)
-    flags.pop("dry_run", None)
+    for name in ("dry_run", "trust_plans"):
+        flags.pop(name, None)
     flags = _with_files(flags)
     content = read_settings(Path(file)) if file else {}
     config = PretrainConfig.from_dict({"method": method, **content, **flags})
@@ -174,7 +178,15 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
                     f"{stored.parent} holds a run of {content.get('method')}, not of {flags['method']}. Continue "
                     "with the same method, or choose another folder with -o."
                 )
-            config = PretrainConfig.from_dict({**content, **flags})
+            network = str(content.get("network", "plans"))
+            if ":" in network and network != config.network:
+                # A network of one's own is code, and whoever can write into a results folder must not choose it.
+                raise ValueError(
+                    f"{stored} names the network {network}, whose code would be run. If that is what you began with, "
+                    f"say so again: -network {shlex.quote(network)}; else choose another folder with -o."
+                )
+            # Nor where else is written.
+            config = PretrainConfig.from_dict({**content, **flags, "output_folder": config.output_folder})
     return config.with_settings(settings)
 
 
@@ -245,15 +257,16 @@ def run(given: dict[str, Any], method: str) -> int:
 
     # After the imports: Lightning sets the levels of its loggers when it is imported.
     quiet_training()
-    # A console command does not look for modules in the current folder; -network package.module:Class should.
-    sys.path.append(str(Path.cwd()))
-    config = config_from(given, method)
+    config, trust_plans = config_from(given, method), bool(given.get("trust_plans"))
+    if ":" in config.network:
+        # A console command does not look for modules in the current folder; -network package.module:Class should.
+        sys.path.append(str(Path.cwd()))
     if given.get("dry_run"):
         with plain_words(config):
-            print(show(prepare(config)))
+            print(show(prepare(config, trust_plans=trust_plans)))
         return 0
     try:
-        result = pretrain(config, resume=bool(given.get("c")))
+        result = pretrain(config, resume=bool(given.get("c")), trust_plans=trust_plans)
     except PreemptedError as stop:
         if not is_another_process():
             print(stop, file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.data.cases import UNLABELLED
-from ssl_pretrain.files import read_json
+from ssl_pretrain.files import check_name, check_plan_names, read_json
 from ssl_pretrain.functional.geometry import Triple, as_triple
 
 
@@ -144,7 +144,7 @@ def locate(dataset: str, configuration: str, plans_name: str, *, cascades: bool 
         ValueError, FileNotFoundError: something is missing or unknown; says what there is and what to do.
     """
     folder = find_dataset(dataset)
-    plans_file = folder / f"{plans_name}.json"
+    plans_file = folder / f"{check_name(plans_name, 'plans (-p)')}.json"
     if not plans_file.is_file():
         there = [p.stem for p in folder.glob("*.json") if "plans" in p.stem.lower()]
         raise FileNotFoundError(
@@ -196,6 +196,8 @@ def read_plan(plans_file: Path, dataset_json: Path, configuration: str, *, casca
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans, dataset = read_json(plans_file), read_json(dataset_json)
+    check_plan_names(plans, plans_file)
+    check_name(dataset.get("file_ending", ".nii.gz"), "file_ending", dataset_json)
     manager = PlansManager(plans)
     if not isinstance(plans.get("configurations"), dict):
         raise ValueError(f"{plans_file} is not a plans file of nnU-Net: it has no 'configurations'.")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_pretrain.files import check_case_names
+
 HOLD_OUT = 0.05
 SPLIT_SEED = 12345
 """nnU-Net's own, so that a split we write is the one it would have written."""
@@ -51,6 +53,7 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
     if not fold.isdecimal():
         raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {fold!r}.")
     train, validation, note = _numbered(int(fold), identifiers, splits_file)
+    check_case_names((*train, *validation), splits_file)
     missing = sorted((set(train) | set(validation)) - set(identifiers))
     if missing:
         raise FileNotFoundError(

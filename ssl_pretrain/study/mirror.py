@@ -12,7 +12,7 @@ from typing import Any
 from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.locate import locate
 from ssl_pretrain.data.splits import load_fold
-from ssl_pretrain.files import write_json
+from ssl_pretrain.files import check_case_names, check_plan_names, read_json, write_json
 from ssl_pretrain.study.design import Run, subset
 
 TRUTH = "gt_segmentations"
@@ -93,12 +93,30 @@ def make_mirror(source: Path, root: Path, configuration: str, plans: Sequence[st
     for name in ("dataset.json", "dataset_fingerprint.json", *(f"{name}.json" for name in plans)):
         if (source / name).is_file() and not (target / name).exists():
             shutil.copyfile(source / name, target / name)
-    folders = {
-        PlansManager(str(target / f"{name}.json")).get_configuration(configuration).data_identifier for name in plans
-    }
+    contents = {target / f"{name}.json": read_json(target / f"{name}.json") for name in plans}
+    for file, content in contents.items():
+        check_plan_names(content, file)
+    folders = {PlansManager(content).get_configuration(configuration).data_identifier for content in contents.values()}
     for name in (*sorted(folders), TRUTH):
         _link_files(source / name, target / name)
     return target
+
+
+def read_mirrored_plans(mirror: Path, plans: str) -> dict[str, Any]:
+    """Plans as a run will see them, if no name in them or in the splits leads out of the folders of the study.
+
+    Args:
+        mirror: the dataset's folder.
+        plans: their name.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, damaged, or has such a name.
+    """
+    content = read_json(mirror / f"{plans}.json")
+    check_plan_names(content, mirror / f"{plans}.json")
+    for split in read_json(mirror / SPLITS, list[dict[str, list[Any]]]):
+        check_case_names((case for part in split.values() for case in part), mirror / SPLITS)
+    return content
 
 
 def is_broken(root: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.data.locate import find_dataset
-from ssl_pretrain.files import read_json, write_json
+from ssl_pretrain.files import check_case_names, check_name, read_json, write_json
 from ssl_pretrain.study.arms import Arm, add_arms, check_weights, digest, is_gone, local_file
 from ssl_pretrain.study.design import MAY_CHANGE, Run, Size, StudySettings, disagreements, runs_of, sizes_of
 from ssl_pretrain.study.leaks import refuse_supervised, seen_cases
@@ -41,6 +41,7 @@ class Study:
         numbers: subset of a run -> fold of the study's own ``splits_final.json``.
         begun: versions, machine and time of the beginning.
         warnings: sentences that belong to every table of the study.
+        trust_plans: whether plans may name code of any package; said anew on every command line, and not kept.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Study:
     numbers: dict[tuple[int, int, int], int]
     begun: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+    trust_plans: bool = False
 
     def arm(self, name: str) -> Arm:
         """An arm by its name."""
@@ -115,12 +117,20 @@ class Study:
             raise FileNotFoundError(f"{folder} holds no study: there is no {FILE}. Begin one with -d, -c and -w.")
         content = read_json(file)
         try:
-            return cls._from_dict(folder, content)
+            study = cls._from_dict(folder, content)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{file} is not what this command writes ({type(error).__name__}: {error}). Choose another folder "
                 "with -o."
             ) from error
+        # nnU-Net makes paths of them.
+        check_name(study.dataset, "dataset", file)
+        check_name(study.settings.configuration, "configuration", file)
+        for arm in study.arms:
+            check_name(arm.plans, f"plans of arm {arm.name}", file)
+        for cases in study.folds.values():
+            check_case_names((*cases["train"], *cases["validation"]), file)
+        return study
 
     @classmethod
     def _from_dict(cls, folder: Path, content: Mapping[str, Any]) -> Study:
@@ -142,8 +152,13 @@ class Study:
         )
 
 
-def begin(settings: StudySettings, folder: Path) -> Study:
+def begin(settings: StudySettings, folder: Path, *, trust_plans: bool = False) -> Study:
     """Prepare a new study: arms, subsets, and the dataset as its runs will see it.
+
+    Args:
+        settings: of the study.
+        folder: everything of the study is below it.
+        trust_plans: whether plans may name code of any package.
 
     Raises:
         FileExistsError: the folder holds a study, or something else.
@@ -170,17 +185,22 @@ def begin(settings: StudySettings, folder: Path) -> Study:
         "versions": versions(),
         "machine": machine(settings.device),
     }
-    return _prepare(settings, folder, source, begun)
+    return _prepare(settings, folder, source, begun, trust_plans=trust_plans)
 
 
-def resume(settings: StudySettings, folder: Path) -> Study:
+def resume(settings: StudySettings, folder: Path, *, trust_plans: bool = False) -> Study:
     """Go on with a study, with more arms, amounts, folds or seeds if they are asked for.
+
+    Args:
+        settings: of the study, with what is asked for.
+        folder: of the study.
+        trust_plans: whether plans may name code of any package.
 
     Raises:
         FileNotFoundError: there is no study in the folder, or a file of weights is gone.
         ValueError: other settings, with the list of what differs; or a file of weights that has changed.
     """
-    stored = Study.read(folder)
+    stored = replace(Study.read(folder), trust_plans=trust_plans)
     study = follow_weights(stored, settings.weights)
     if differing := disagreements(study.settings, settings):
         raise ValueError(
@@ -197,7 +217,8 @@ def resume(settings: StudySettings, folder: Path) -> Study:
             study = replace(study, settings=settings)
             write_json(study.to_dict(), folder / FILE)
         return study
-    return _prepare(settings, folder, find_dataset(study.dataset), study.begun, study.arms, study.folds)
+    source = find_dataset(study.dataset)
+    return _prepare(settings, folder, source, study.begun, study.arms, study.folds, trust_plans=trust_plans)
 
 
 def follow_weights(study: Study, wanted: Iterable[str]) -> Study:
@@ -226,9 +247,11 @@ def _prepare(
     begun: Mapping[str, Any],
     known: Sequence[Arm] = (),
     known_folds: Mapping[int, dict[str, list[str]]] | None = None,
+    *,
+    trust_plans: bool,
 ) -> Study:
     """Everything on disk that runs need; arms and folds that a study has already stay as they are."""
-    arms = add_arms(settings, source, known)
+    arms = add_arms(settings, source, known, trust_plans=trust_plans)
     folds = dict(known_folds or {})
     new = [fold for fold in settings.folds if fold not in folds]
     folds |= read_folds(source, settings.configuration, arms[0].plans, new, folder / SOURCE_SPLITS)
@@ -249,6 +272,7 @@ def _prepare(
         numbers=add_splits(mirror, runs, folds),
         begun=dict(begun),
         warnings=seen_cases(arms, source.name, folds),
+        trust_plans=trust_plans,
     )
     write_json(study.to_dict(), folder / FILE)
     for warning in study.warnings:

@@ -16,15 +16,17 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.files import BusyError, locked, write_json
-from ssl_pretrain.study.arms import check_weights
+from ssl_pretrain.study.arms import Arm, check_weights
 from ssl_pretrain.study.design import Run
 from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
+from ssl_pretrain.study.mirror import read_mirrored_plans
 from ssl_pretrain.study.results import mean_dice
 from ssl_pretrain.study.study import FAILURE, LOG, RESULT, Study, versions
 
@@ -39,11 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="of the study")
     parser.add_argument("run", help="name of the run: its folder in FOLDER/runs")
     parser.add_argument("-threads", type=int, help="cores that are the run's (default: all that may be used)")
+    parser.add_argument("-trust_plans", action="store_true", help="as of nnUNetv2_pretrain_study")
     parser.add_argument("--watch", action="store_true", help="end when standard input does")
     given = parser.parse_args(arguments)
     if given.watch:
         threading.Thread(target=end_with_parent, daemon=True).start()
-    study = Study.read(given.folder.resolve())
+    study = replace(Study.read(given.folder.resolve()), trust_plans=given.trust_plans)
     run = study.run(given.run)
     folder = study.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +132,7 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
     torch.set_num_threads(threads if settings.device == "cpu" else 1)
     if env["nnUNet_def_n_proc"] == "1":
         training.validate_in_threads()
+    check_plans(study, arm)
     number = study.numbers[run.subset]
     trainer, loaded = training.build_trainer(settings, study.dataset, arm, number, run.seed, checkpoint)
     # Again: networks and files of weights have drawn differently, and a run that goes on must not see the same again.
@@ -152,6 +156,19 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
         "versions": versions(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def check_plans(study: Study, arm: Arm) -> None:
+    """Look again at the plans that nnU-Net is about to build a network by: a study's folder may come from elsewhere.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~.mirror.read_mirrored_plans` and
+            :func:`~ssl_pretrain.transfer.adapt.check_target`.
+    """
+    from ssl_pretrain.transfer.adapt import Target, check_target
+
+    plans = read_mirrored_plans(study.folder / PREPROCESSED / study.dataset, arm.plans)
+    check_target(Target(plans, {}, study.settings.configuration, arm.trainer, study.trust_plans))
 
 
 def durations(trainer: Any, validation: float, process: float) -> dict[str, float]:

@@ -68,12 +68,14 @@ class Result:
     finetune_command: str
 
 
-def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
+def pretrain(config: PretrainConfig, *, resume: bool = False, trust_plans: bool = False) -> Result:
     """Pretrain a network and write its checkpoint.
 
     Args:
         config: every setting of the run.
         resume: continue from ``checkpoint_latest.ckpt`` of the output folder.
+        trust_plans: let the plans name code of packages other than torch, nnU-Net, MONAI and this one, and run it. No
+            setting of the configuration: a file that lies in a results folder must not say so.
 
     Raises:
         ValueError, FileNotFoundError: bad input; nothing was written.
@@ -87,7 +89,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
         keep_freed_memory()
     checkpoint = find_resumable(resolve_folder(config)) if resume else None
     with plain_words(config):
-        run = prepare(config, resume=checkpoint is not None)
+        run = prepare(config, resume=checkpoint is not None, trust_plans=trust_plans)
     run.folder.mkdir(parents=True, exist_ok=True)
     with _alone(run.folder):
         check_output(run, resume)

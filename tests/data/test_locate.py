@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from made_data import NAME, write_dataset
 
@@ -92,3 +94,34 @@ def test_a_broken_plans_file_is_named(dataset):
         ValueError, match=r"nnUNetPlans\.json is not a plans file of nnU-Net: it has no 'configurations'"
     ):
         locate("7", "3d_fullres", "nnUNetPlans")
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "value"),
+    [
+        ("nnUNetPlans.json", "plans_name", "../elsewhere"),
+        ("nnUNetPlans.json", "dataset_name", "/elsewhere"),
+        ("dataset.json", "file_ending", "/../../elsewhere.nii.gz"),
+    ],
+)
+def test_names_in_files_that_lead_elsewhere_are_refused(dataset, file, entry, value):
+    content = json.loads((dataset / file).read_text())
+    (dataset / file).write_text(json.dumps({**content, entry: value}))
+    with pytest.raises(ValueError, match=f"{file}: {entry} '{value}' leads to another folder"):
+        locate("7", "3d_fullres", "nnUNetPlans")
+
+
+def test_a_folder_of_cases_elsewhere_is_refused(dataset):
+    content = json.loads((dataset / "nnUNetPlans.json").read_text())
+    content["configurations"]["3d_fullres"]["data_identifier"] = "../elsewhere"
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"configurations.3d_fullres.data_identifier '\.\./elsewhere' leads to another"
+    ):
+        locate("7", "3d_fullres", "nnUNetPlans")
+
+
+@pytest.mark.parametrize("plans", ["../x/nnUNetPlans", "/x/nnUNetPlans", "", "a\0b"])
+def test_plans_are_named_not_pathed(dataset, plans):
+    with pytest.raises(ValueError, match=r"plans \(-p\) .* becomes a part of paths"):
+        locate("7", "3d_fullres", plans)

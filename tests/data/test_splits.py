@@ -70,6 +70,7 @@ def test_a_fold_without_validation_cases_holds_some_out(tmp_path):
     ("content", "error", "message"),
     [
         ([{"train": [], "val": ["case_00"]}], ValueError, "Fold 0 of .* has no training case"),
+        ([{"train": ["case_00"], "val": ["../x"]}], ValueError, r"s.*json: case '\.\./x' leads to another folder"),
         (
             [{"train": ["gone"], "val": []}],
             FileNotFoundError,

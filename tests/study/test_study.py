@@ -15,7 +15,7 @@ from made_study import contents, finish, read, settings, write_home, write_weigh
 from ssl_pretrain.files import LOCK, locked
 from ssl_pretrain.study import worker
 from ssl_pretrain.study.arms import scratch_trainer
-from ssl_pretrain.study.launch import run_all
+from ssl_pretrain.study.launch import run_all, slurm_script, worker_command
 from ssl_pretrain.study.study import Study, begin, label_names, resume
 from ssl_pretrain.transfer.adapt import Target, adapt_weights, save_content
 
@@ -479,3 +479,61 @@ def test_a_file_system_without_links_is_reported(tmp_path, dataset, weights, mon
 def test_labels_and_regions_have_the_keys_of_nnunets_summary():
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "tip": 3, "ignore": 4}
     assert label_names(labels) == {"(1, 2, 3)": "whole", "(2, 3)": "core", "3": "tip"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    [
+        ("dataset", lambda content: content["dataset"].update(name="../x")),
+        ("configuration", lambda content: content["settings"].update(configuration="../x")),
+        ("plans of arm scratch", lambda content: content["arms"][0].update(plans="../x")),
+        ("case", lambda content: content["dataset"]["folds"]["0"]["validation"].append("../x")),
+    ],
+)
+def test_a_study_that_names_places_elsewhere_is_refused(study, entry, change):
+    content = read(study.folder / "study.json")
+    change(content)
+    (study.folder / "study.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"study.json: {entry} '\.\./x' leads to another folder"):
+        Study.read(study.folder)
+
+
+def test_weights_that_name_plans_elsewhere_are_refused(tmp_path, dataset):
+    file = write_weights(tmp_path / "pretrained", plans="../../x")
+    with pytest.raises(ValueError, match=r"checkpoint_final.pth: plans '\.\./\.\./x' leads to another folder"):
+        begin(settings(file), tmp_path / "study")
+
+
+def strange_plans(folder: Path) -> None:
+    content = read(folder / "nnUNetPlans.json")
+    content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["nonlin"] = "strange_layers.Act"
+    (folder / "nnUNetPlans.json").write_text(json.dumps(content))
+
+
+def test_plans_that_name_code_are_refused_at_the_beginning_and_by_each_run(tmp_path, study, dataset, weights):
+    run = study.runs[0]
+    mirror = mirror_of(study)
+    splits = read(mirror / "splits_final.json")
+    (mirror / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["../x"]}]))
+    with pytest.raises(ValueError, match=r"splits_final.json: case '\.\./x' leads to another folder"):
+        worker.check_plans(study, study.arm(run.arm))
+    (mirror / "splits_final.json").write_text(json.dumps(splits))
+    worker.check_plans(study, study.arm(run.arm))
+    strange_plans(mirror)
+    with pytest.raises(ValueError, match=r"code that we do not know: nonlin 'strange_layers\.Act'"):
+        worker.check_plans(study, study.arm(run.arm))
+    worker.check_plans(replace(study, trust_plans=True), study.arm(run.arm))
+    strange_plans(dataset)
+    with pytest.raises(ValueError, match="code that we do not know"):
+        begin(settings(weights), tmp_path / "other")
+
+
+def test_trust_is_said_on_the_command_line_of_each_run_and_not_kept(study):
+    assert "trust_plans" not in (study.folder / "study.json").read_text()
+    assert "-trust_plans" not in slurm_script(study, 1)
+    assert (
+        slurm_script(replace(study, trust_plans=True), 1)
+        .rstrip()
+        .endswith('"${runs[$SLURM_ARRAY_TASK_ID]}" -trust_plans')
+    )
+    assert worker_command()[-2:] == ["-m", "ssl_pretrain.study.worker"]

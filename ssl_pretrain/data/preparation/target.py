@@ -14,7 +14,7 @@ from ssl_pretrain.data.preparation.image_case import ImageCase, ImageError
 from ssl_pretrain.data.preparation.sources import some
 from ssl_pretrain.data.preparation.stored import names_in
 from ssl_pretrain.data.preprocessing import digest, preprocessing_of
-from ssl_pretrain.files import read_json
+from ssl_pretrain.files import check_name, read_json
 
 PLANS_ENTRIES = ("dataset_name", "plans_name", "image_reader_writer", "transpose_forward", "label_manager")
 CONFIGURATION_ENTRIES = (
@@ -75,7 +75,7 @@ def find_target(dataset: str, plans_name: str, configuration: str) -> Target:
         ValueError, FileNotFoundError: something is missing, unknown or of another version of nnU-Net; says what to do.
     """
     folder = find_dataset(dataset)
-    file = folder / f"{plans_name}.json"
+    file = folder / f"{check_name(plans_name, 'plans (-p)')}.json"
     if not file.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.json") if "plans" in p.stem.lower()))
         raise FileNotFoundError(
