@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -195,7 +194,7 @@ def _fingerprint(
 def _failed_before(fingerprint: Mapping[str, Any], file: Path) -> list[Any]:
     """What could not be read when the fingerprint was made."""
     failed = fingerprint.get(ORIGIN, {}).get("failed") and file.exists()
-    return list(json.loads(file.read_text(encoding="utf-8"))) if failed else []
+    return read_json(file, list[Any], remedy="Delete it, and give --overwrite.") if failed else []
 
 
 def _plan(request: PlanRequest, folder: DatasetFolder, name: str, reader: Any) -> dict[str, Any]:
