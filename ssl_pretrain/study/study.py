@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.data.locate import find_dataset
-from ssl_pretrain.files import check_case_names, check_name, read_json, write_json
+from ssl_pretrain.files import check_case_names, check_name, read_json, validated, write_json
 from ssl_pretrain.study.arms import Arm, add_arms, check_weights, digest, is_gone, local_file
 from ssl_pretrain.study.design import MAY_CHANGE, Run, Size, StudySettings, disagreements, runs_of, sizes_of
 from ssl_pretrain.study.leaks import refuse_supervised, seen_cases
 from ssl_pretrain.study.machine import PREPROCESSED, machine
 from ssl_pretrain.study.mirror import add_splits, is_broken, make_mirror, read_folds
+from ssl_pretrain.study.stored import Failure, Result, StoredStudy
 
 log = logging.getLogger("ssl_pretrain")
 
+NOT_OURS = "It is not what this command writes. Choose another folder with -o."
+AGAIN = "Remove this file, and --c runs this run again."
 FILE, RUNS, RESULT, FAILURE, LOG = "study.json", "runs", "result.json", "failure.json", "log.txt"
 SOURCE_SPLITS = "splits_of_the_dataset.json"
 
@@ -115,40 +117,26 @@ class Study:
         file = folder / FILE
         if not file.is_file():
             raise FileNotFoundError(f"{folder} holds no study: there is no {FILE}. Begin one with -d, -c and -w.")
-        content = read_json(file)
-        try:
-            study = cls._from_dict(folder, content)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{file} is not what this command writes ({type(error).__name__}: {error}). Choose another folder "
-                "with -o."
-            ) from error
+        stored = read_json(file, StoredStudy, remedy=NOT_OURS)
         # nnU-Net makes paths of them.
-        check_name(study.dataset, "dataset", file)
-        check_name(study.settings.configuration, "configuration", file)
-        for arm in study.arms:
+        check_name(stored.dataset.name, "dataset", file)
+        check_name(stored.settings.configuration, "configuration", file)
+        for arm in stored.arms:
             check_name(arm.plans, f"plans of arm {arm.name}", file)
-        for cases in study.folds.values():
-            check_case_names((*cases["train"], *cases["validation"]), file)
-        return study
-
-    @classmethod
-    def _from_dict(cls, folder: Path, content: Mapping[str, Any]) -> Study:
-        settings = StudySettings.from_dict(content["settings"])
-        arms = [Arm(**entry) for entry in content["arms"]]
-        sizes = [Size(s["label"], {int(f): n for f, n in s["cases"].items()}) for s in content["sizes"]]
+        for fold in stored.dataset.folds.values():
+            check_case_names((*fold.train, *fold.validation), file)
         return cls(
             folder=folder,
-            settings=settings,
-            dataset=content["dataset"]["name"],
-            labels=content["dataset"]["labels"],
-            arms=arms,
-            sizes=sizes,
-            folds={int(fold): cases for fold, cases in content["dataset"]["folds"].items()},
-            runs=runs_of([arm.name for arm in arms], settings, sizes),
-            numbers={(f, s, n): number for f, s, n, number in content["subsets"]},
-            begun={name: content[name] for name in ("begun", "versions", "machine")},
-            warnings=content.get("warnings", []),
+            settings=stored.settings,
+            dataset=stored.dataset.name,
+            labels=stored.dataset.labels,
+            arms=stored.arms,
+            sizes=stored.amounts,
+            folds={number: fold.model_dump() for number, fold in stored.dataset.folds.items()},
+            runs=runs_of([arm.name for arm in stored.arms], stored.settings, stored.amounts),
+            numbers={(f, s, n): number for f, s, n, number in stored.subsets},
+            begun=stored.model_dump(include={"begun", "versions", "machine"}),
+            warnings=stored.warnings,
         )
 
 
@@ -257,7 +245,7 @@ def _prepare(
     folds |= read_folds(source, settings.configuration, arms[0].plans, new, folder / SOURCE_SPLITS)
     folds = {fold: folds[fold] for fold in settings.folds}
     sizes = sizes_of(settings, {fold: len(cases["train"]) for fold, cases in folds.items()})
-    refuse_supervised(arms, source.name, folds)
+    refuse_supervised(arms, source.name, folds, folder / SOURCE_SPLITS)
     runs = runs_of([arm.name for arm in arms], settings, sizes)
     mirror = _mirror(source, folder, settings.configuration, arms)
     study = Study(
@@ -288,7 +276,7 @@ def label_names(labels: Mapping[str, Any]) -> dict[str, str]:
     """Key of a label, or of a region, in nnU-Net's ``summary.json`` -> its name; without background and ``ignore``."""
     found = {}
     for name, value in labels.items():
-        if name == "ignore" or value == 0:
+        if name == "ignore" or value in (0, "0"):
             continue
         found[str(value) if isinstance(value, int) else str(tuple(value))] = name
     return found
@@ -302,11 +290,13 @@ def versions() -> dict[str, str]:
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
-    """A run's result or failure; None where there is none."""
+    """A run's result or failure; None where there is none.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
     if not file.is_file():
         return None
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged ({error}). Remove it, and --c runs this run again.") from error
+    content = read_json(file, remedy=AGAIN)
+    validated(content, Result if file.name == RESULT else Failure, file, remedy=AGAIN)
     return content

@@ -6,7 +6,6 @@ Everything that the run needs is in the study's folder, so it can be started on 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -22,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.allocator import keep_freed_memory
-from ssl_pretrain.files import BusyError, locked, write_json
+from ssl_pretrain.files import BusyError, locked, read_json, write_json
 from ssl_pretrain.study.arms import Arm, check_weights
 from ssl_pretrain.study.design import Run
 from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
 from ssl_pretrain.study.mirror import read_mirrored_plans
 from ssl_pretrain.study.results import mean_dice
+from ssl_pretrain.study.stored import Summary
 from ssl_pretrain.study.study import FAILURE, LOG, RESULT, Study, versions
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth")
@@ -206,16 +206,18 @@ def read_summary(summary: Path, labels: Mapping[str, str], cases: Sequence[str],
         ending: of the files of predictions.
 
     Raises:
-        ValueError: other cases were predicted.
+        ValueError: other cases were predicted, or the file is damaged; names it.
     """
-    content = json.loads(summary.read_text(encoding="utf-8"))
-    entries = content["metric_per_case"]
-    there = {key for key in labels if any(entry["metrics"][key]["n_ref"] for entry in entries)}
+    entries = read_json(summary, Summary, not_finite=True).metric_per_case
+    if lacking := sorted(key for key in labels if any(key not in entry.metrics for entry in entries)):
+        raise ValueError(f"{summary} has cases without the metrics of label {lacking[0]}, which dataset.json names.")
+    there = {key for key in labels if any(entry.metrics[key].n_ref for entry in entries)}
     per_case = {}
     for entry in entries:
-        name = Path(entry["prediction_file"]).name.removesuffix(ending)
-        dice = {key: entry["metrics"][key]["Dice"] if key in there else None for key in labels}
-        per_case[name] = {labels[key]: _number(value) for key, value in dice.items()}
+        name = Path(entry.prediction_file).name.removesuffix(ending)
+        dice = {key: entry.metrics[key].dice if key in there else None for key in labels}
+        # JSON has no NaN.
+        per_case[name] = {labels[key]: None if v is None or math.isnan(v) else v for key, v in dice.items()}
     if set(per_case) != set(cases):
         raise ValueError(
             f"{summary} is about {len(per_case)} cases, not the {len(cases)} validation cases of the study."
@@ -226,11 +228,6 @@ def read_summary(summary: Path, labels: Mapping[str, str], cases: Sequence[str],
             f"No validation case has a label ({summary}): there is nothing to compare. Choose another fold."
         )
     return {"dice": mean, "labels": per_label, "per_case": per_case}
-
-
-def _number(value: Any) -> float | None:
-    """A Dice as JSON can hold it; None where neither prediction nor truth has the label."""
-    return float(value) if isinstance(value, (int, float)) and value == value else None
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,10 +15,11 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from pydantic import BaseModel
 
 from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.config import PretrainConfig
-from ssl_pretrain.files import locked, remove_leftovers, write_json
+from ssl_pretrain.files import locked, read_json, remove_leftovers, write_json
 from ssl_pretrain.training.checkpoints import (
     CONFIG,
     FINAL,
@@ -48,6 +48,13 @@ ALIKE = (PreemptedError, NonFiniteLossError, KeyboardInterrupt)
 
 CASES = "cases.json"
 """The cases of a run, in its folder."""
+
+
+class StoredCases(BaseModel):
+    """``cases.json``: dataset, folder and identifier of every case."""
+
+    train: list[str]
+    validation: list[str]
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ def check_same_cases(run: Run) -> None:
     stored = run.folder / CASES
     if not stored.is_file():
         return
-    before: dict[str, list[str]] = json.loads(stored.read_text(encoding="utf-8"))
+    before = read_json(stored, StoredCases, remedy="Choose another folder with -o.").model_dump()
     for part, now in cases_of(run).items():
         if changed := set(before[part]) ^ set(now):
             raise ValueError(

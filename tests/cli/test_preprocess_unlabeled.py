@@ -405,7 +405,7 @@ def two_channels(plans):
         (unknown_preprocessor, "does not have: preprocessor_name 'MyPreprocessor'"),
         (unknown_resampling, "names something that this nnU-Net does not have: "),
         (lost_parent, "configuration '3d_fullres' inherits from '3d_gone', which leads nowhere"),
-        (two_channels, "dataset.json has 1 channels, the plans nnUNetPlans are for 2. Plan the dataset again"),
+        (two_channels, "nnUNetPlans.json are for 2. Plan the dataset again"),
     ],
 )
 def test_plans_of_another_version(dataset, capsys, change, message):
@@ -423,7 +423,7 @@ def test_a_dataset_without_a_file_ending(dataset, capsys):
     del content["file_ending"]
     (dataset / "dataset.json").write_text(json.dumps(content))
     assert run() == 1
-    assert "dataset.json has no 'file_ending', such as .nii.gz" in capsys.readouterr().err
+    assert "dataset.json: file_ending: Field required" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

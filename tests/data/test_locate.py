@@ -91,7 +91,7 @@ def test_a_broken_plans_file_is_named(dataset):
         locate("7", "3d_fullres", "nnUNetPlans")
     (dataset / "nnUNetPlans.json").write_text("{}")
     with pytest.raises(
-        ValueError, match=r"nnUNetPlans\.json is not a plans file of nnU-Net: it has no 'configurations'"
+        ValueError, match=r"nnUNetPlans\.json is not a plans file of nnU-Net version 2: it has no 'configurations'"
     ):
         locate("7", "3d_fullres", "nnUNetPlans")
 

@@ -224,7 +224,7 @@ def test_settings_that_touch_no_run_need_no_weights(study, weights):
 @pytest.mark.parametrize("content", ['{"a": 1}', '{"settings": {"x": 2}}', '{"settings": 3}'])
 def test_a_file_of_another_program_is_named(study, content):
     (study.folder / "study.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"study.json is not what this command writes \(.*\). Choose another folder"):
+    with pytest.raises(ValueError, match=r"study.json: .*It is not what this command writes. Choose another folder"):
         Study.read(study.folder)
 
 
@@ -355,16 +355,25 @@ def test_runs_have_names(study):
         study.run("x")
 
 
-def test_validation_cases_that_are_trained_on_are_refused(tmp_path, dataset, weights):
+def test_validation_cases_among_the_training_cases_are_left_out_of_training(tmp_path, dataset, weights, caplog):
     split = [{"train": ["case_00", "case_01", "case_02"], "val": ["case_02", "case_03"]}]
     (dataset / "splits_final.json").write_text(json.dumps(split), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"Fold 0 of .*splits_final.json validates on 1 cases that it trains on, e.g. case_02"
-    ):
-        begin(settings(weights), tmp_path / "study")
-    del split[0]["val"][0]
+    study = begin(settings(weights, cases=(2,)), tmp_path / "study")
+    assert "trains on 1 of its validation cases, e.g. case_02: they are left out" in caplog.text
+    assert study.folds == {0: {"train": ["case_00", "case_01"], "validation": ["case_02", "case_03"]}}
+    for written in json.loads((study.folder / "nnUNet_preprocessed" / dataset.name / "splits_final.json").read_text()):
+        assert not set(written["train"]) & set(written["val"])
+
+
+def test_a_network_that_nnunet_trained_on_validation_cases_is_refused_for_its_own_fold(tmp_path, dataset, weights):
+    split = [{"train": ["case_00", "case_01", "case_02"], "val": ["case_02", "case_03"]}]
     (dataset / "splits_final.json").write_text(json.dumps(split), encoding="utf-8")
-    assert begin(settings(weights, cases=(2,)), tmp_path / "study").runs  # the folder is still free
+    supervised = weights.with_name("supervised.pth")
+    content = torch.load(weights, weights_only=True)
+    about = {"init_args": {"plans": {"dataset_name": dataset.name}, "configuration": "3d_fullres", "fold": 0}}
+    torch.save({"network_weights": content["network_weights"], "trainer_name": "nnUNetTrainer", **about}, supervised)
+    with pytest.raises(ValueError, match=r"validation cases of fold 0 are among its training cases"):
+        begin(settings(supervised, cases=(2,)), tmp_path / "study")
 
 
 def test_labels_that_are_not_there_are_asked_for(tmp_path, dataset, weights):
