@@ -15,7 +15,7 @@ from ssl_pretrain.data.module import AugmentOn
 from ssl_pretrain.data.pool import Balance
 from ssl_pretrain.data.selection import Use
 from ssl_pretrain.data.spatial import CropConfig
-from ssl_pretrain.files import read_json
+from ssl_pretrain.files import read_settings
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.methods import OptimizerConfig, find_method
 
@@ -201,18 +201,6 @@ class PretrainConfig:
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         names = sorted(set(ours) | set(theirs))
         return {n: (ours.get(n), theirs.get(n)) for n in names if n not in MAY_CHANGE and ours.get(n) != theirs.get(n)}
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """The JSON object in a ``-config`` file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a JSON object; names the file.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"Configuration file {file} does not exist (-config).")
-    return read_json(file)
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:

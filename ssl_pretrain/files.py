@@ -103,6 +103,18 @@ def validated(content: Any, kind: type[T], file: Path, *, remedy: str = "") -> T
         raise ValueError(f"{file}: {place}: {message}{came}{more}.{ending}") from error
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """The JSON object in a ``-config`` file, or in the ``config.json`` of a run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a JSON object; names the file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"Configuration file {file} does not exist (-config).")
+    return read_json(file)
+
+
 def _whole_number(text: str) -> int:
     # Of 64 bits; longer ones overflow wherever they are used, and Python converts millions of digits for minutes.
     if len(text) > 20 or abs(int(text)) >= 2**63:

@@ -87,13 +87,17 @@ def check(given: dict[str, Any]) -> None:
 
 def run(given: dict[str, Any]) -> int:
     """Convert or adapt, write, and say what comes next."""
+    check(given)
+    if "dataset" in given:
+        from ssl_pretrain.data.locate import look_first
+
+        look_first(given["dataset"], given["configuration"], given.get("plans", "nnUNetPlans"))
     # nnU-Net first: in a checkout of ours, the current folder has one of that name.
     import nnunetv2  # noqa: F401
 
     from ssl_pretrain.transfer.adapt import adapt_weights, check_output, read_content, save_content
     from ssl_pretrain.transfer.model_folder import write_model_folder
 
-    check(given)
     source, output, as_folder = given["source"], Path(given["output"]), "model_card" in given
     check_output(output, source, folder=as_folder)
     report: Report | None = None

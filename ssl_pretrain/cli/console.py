@@ -58,7 +58,8 @@ def guarded(
         print(f"\n{str(stop) or stopped}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        if os.environ.get("SSL_PRETRAIN_TRACEBACK") or not isinstance(error, (ValueError, OSError, *expected())):
+        is_own = isinstance(error, (ValueError, OSError)) or isinstance(error, expected())
+        if os.environ.get("SSL_PRETRAIN_TRACEBACK") or not is_own:
             raise
         print(f"\nError: {message_of(error)}", file=sys.stderr)
         return 1

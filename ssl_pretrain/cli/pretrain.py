@@ -152,7 +152,8 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
     Raises:
         ValueError, FileNotFoundError: bad values; says what is allowed.
     """
-    from ssl_pretrain.config import PretrainConfig, read_settings
+    from ssl_pretrain.config import PretrainConfig
+    from ssl_pretrain.files import read_settings
     from ssl_pretrain.training.run import resolve_folder
 
     flags = dict(given)
@@ -243,8 +244,32 @@ def run_errors() -> tuple[type[Exception], ...]:
     return NonFiniteLossError, RunFailedError
 
 
+def look_first(given: dict[str, Any]) -> None:
+    """Check arguments, paths and JSON before the imports of training, which take seconds.
+
+    Raises:
+        ValueError, FileNotFoundError: bad values; says what is allowed.
+    """
+    from ssl_pretrain.data import locate
+    from ssl_pretrain.data.plans_file import check_plans
+    from ssl_pretrain.files import read_settings
+
+    for flag, name in (("-set", "settings"), ("-network_settings", "network_settings")):
+        parse_settings(given.get(name, []), flag)
+    flags = _with_files(dict(given))
+    wanted = {**(read_settings(Path(given["config"])) if "config" in given else {}), **flags}
+    configuration = str(wanted.get("configuration", "3d_fullres"))
+    if "files" in flags:
+        plans_file, dataset_json = (Path(flags["files"][name]) for name in ("plans", "dataset_json"))
+        check_plans(plans_file, dataset_json, configuration, cascades=False)
+    else:
+        plans_name = str(wanted.get("plans", "nnUNetPlans"))
+        locate.look_first(str(wanted["dataset"]), configuration, plans_name, cascades=False)
+
+
 def run(given: dict[str, Any], method: str) -> int:
     """Pretrain, or show what would be, and say what comes next."""
+    look_first(given)
     # nnU-Net first: in a checkout of ours, the current folder has one of that name.
     import nnunetv2  # noqa: F401
 

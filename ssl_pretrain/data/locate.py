@@ -137,6 +137,33 @@ def find_dataset(dataset: str) -> Path:
     return root / found[0]
 
 
+def find_plans(dataset: str, plans_name: str) -> Path:
+    """The plans file of a dataset.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`find_dataset`; or it has no such plans, and lists those there are.
+    """
+    folder = find_dataset(dataset)
+    file = folder / f"{check_name(plans_name, 'plans (-p)')}.json"
+    if not file.is_file():
+        there = [p.stem for p in folder.glob("*.json") if "plans" in p.stem.lower()]
+        raise FileNotFoundError(
+            f"Plans {plans_name!r} do not exist in {folder}. There: {', '.join(sorted(there)) or 'none'} (-p)."
+        )
+    return file
+
+
+def look_first(dataset: str, configuration: str, plans_name: str, *, cascades: bool = True) -> None:
+    """Check names, paths and JSON as :func:`locate` does, without nnU-Net, whose import takes seconds.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`locate`.
+    """
+    file = find_plans(dataset, plans_name)
+    plans, _ = check_plans(file, file.parent / "dataset.json", configuration, cascades=cascades)
+    refuse_other_names(plans, file)
+
+
 def locate(dataset: str, configuration: str, plans_name: str, *, cascades: bool = True) -> tuple[DatasetFiles, Plan]:
     """Find a dataset the way ``nnUNetv2_train`` does: by number or name, configuration and plans.
 
@@ -149,13 +176,8 @@ def locate(dataset: str, configuration: str, plans_name: str, *, cascades: bool 
     Raises:
         ValueError, FileNotFoundError: something is missing or unknown; says what there is and what to do.
     """
-    folder = find_dataset(dataset)
-    plans_file = folder / f"{check_name(plans_name, 'plans (-p)')}.json"
-    if not plans_file.is_file():
-        there = [p.stem for p in folder.glob("*.json") if "plans" in p.stem.lower()]
-        raise FileNotFoundError(
-            f"Plans {plans_name!r} do not exist in {folder}. There: {', '.join(sorted(there)) or 'none'} (-p)."
-        )
+    plans_file = find_plans(dataset, plans_name)
+    folder = plans_file.parent
     plan = read_plan(plans_file, folder / "dataset.json", configuration, cascades=cascades)
     refuse_other_names(plan.plans, plans_file)
     data = folder / plan.data_identifier
