@@ -57,7 +57,7 @@ def parts(
     def rate() -> None:
         assert isinstance(method, AnatoMask)
         with precision():
-            method.rate({"image": image}, generator)
+            method.rate({"image": image}, method.sample_generators({"image": image}, generator))
 
     named: dict[str, Callable[[], None]] = {"teacher forward": rate} if isinstance(method, AnatoMask) else {}
     return named | {

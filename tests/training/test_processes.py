@@ -17,7 +17,7 @@ from ssl_pretrain.cli.pretrain import main
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONSOLE = (str(Path(sys.executable).parent / "nnUNetv2_pretrain"),)
 SCRIPT = (sys.executable, str(REPOSITORY / "ssl_pretrain" / "pretrain_AnatoMask.py"))
-RUN = "7 3d_fullres 0 -m SparK -optimizer sgd -lr 0.01 -epochs 8 -iters 20 -val_iters 2 -num_workers 0 -device cpu"
+RUN = "7 3d_fullres 0 -m SparK -optimizer sgd -lr 0.001 -epochs 6 -iters 5 -val_iters 2 -num_workers 0 -device cpu"
 """AdamW divides by the size of a gradient, and so makes as much of a rounding error as of a gradient."""
 
 
