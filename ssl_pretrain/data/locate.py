@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,10 +253,10 @@ def dataset_number(name: str) -> str:
 
 def _usable(manager: Any, cascades: bool) -> str:
     """Configurations of nnU-Net's ``PlansManager`` that are not refused."""
-    found = {name: manager.get_configuration(name) for name in manager.available_configurations}
-    usable = (
-        name
-        for name, entry in found.items()
-        if len(entry.configuration.get("patch_size", ())) == 3 and (cascades or entry.previous_stage_name is None)
-    )
+    usable = []
+    for name in manager.available_configurations:
+        with suppress(KeyError, TypeError, AttributeError, RuntimeError, ValueError):  # one that is broken is no choice
+            entry = manager.get_configuration(name)
+            if len(entry.patch_size) == 3 and (cascades or entry.previous_stage_name is None):
+                usable.append(name)
     return ", ".join(usable) or "none"

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from made_data import NAME, write_dataset
 
@@ -75,6 +77,15 @@ def test_a_later_stage_of_a_cascade_is_neither_taken_nor_offered_where_images_ha
         locate("7", "3d_cascade_fullres", "nnUNetPlans", cascades=False)
     with pytest.raises(ValueError, match=f"'2d' is 2-D.* {choices}"):
         locate("7", "2d", "nnUNetPlans", cascades=False)
+
+
+def test_a_configuration_that_is_broken_is_not_offered(dataset):
+    file = dataset / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"] |= {"3d_lost": {"inherits_from": "3d_nowhere"}, "3d_empty": {}}
+    file.write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=r"There: 3d_fullres, 3d_cascade_fullres, 3d_planned_only\."):
+        locate("7", "4d", "nnUNetPlans")
 
 
 def test_two_datasets_of_one_number_are_ambiguous(dataset, tmp_path):
