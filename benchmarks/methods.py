@@ -62,7 +62,7 @@ def batch_of(method: Method, args: argparse.Namespace) -> Batch:
     """Crops of one batch of the method."""
     count = args.batch * method.crops_per_sample
     image = torch.randn(count, args.channels, *method.patch, device=args.device)
-    return {"image": image, "case": ["made"] * count, "index": torch.arange(count)}
+    return {"image": image, "case": ["made"] * count, "index": list(range(count))}
 
 
 def step_of(method: Method, args: argparse.Namespace) -> Callable[[], None]:

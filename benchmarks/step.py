@@ -42,7 +42,7 @@ class Side:
         self.generator = torch.Generator(args.device).manual_seed(args.seed)
         size = (args.batch, args.channels, *args.patch)
         image = torch.randn(size, device=args.device, generator=self.generator)
-        self.batch: Any = {"image": image, "case": [""] * args.batch, "index": torch.zeros(args.batch)}
+        self.batch: Any = {"image": image, "case": [""] * args.batch, "index": [0] * args.batch}
 
     def step(self) -> None:
         """One training step."""

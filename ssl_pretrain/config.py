@@ -15,6 +15,7 @@ from ssl_pretrain.data.module import AugmentOn
 from ssl_pretrain.data.pool import Balance
 from ssl_pretrain.data.selection import Use
 from ssl_pretrain.data.spatial import CropConfig
+from ssl_pretrain.files import read_json
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.methods import OptimizerConfig, find_method
 
@@ -59,7 +60,7 @@ class PretrainConfig:
         seed: of everything random.
         num_workers: reading processes; None for what nnU-Net would use, at most 8.
         device: ``cuda``, ``cpu`` or ``mps``.
-        num_gpus: GPUs per node.
+        num_gpus: GPUs per node; on the CPU, processes.
         num_nodes: nodes.
         precision: ``auto`` is bf16 on GPUs that have it, else 16 with loss scaling; 32 on the CPU.
         pretrained_weights: file to start from.
@@ -189,7 +190,11 @@ class PretrainConfig:
         Raises:
             ValueError, FileNotFoundError: the file is missing or wrong; names it.
         """
-        return cls.from_dict(read_settings(file))
+        content = read_settings(file)
+        try:
+            return cls.from_dict(content)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
 
     def differences(self, other: PretrainConfig) -> dict[str, tuple[Any, Any]]:
         """Settings in which a continued run must not differ but does: name -> (here, there)."""
@@ -203,17 +208,11 @@ def read_settings(file: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a JSON object.
+        ValueError: not a JSON object; names the file.
     """
     if not file.is_file():
         raise FileNotFoundError(f"Configuration file {file} does not exist (-config).")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold one JSON object, found {type(content).__name__}.")
-    return content
+    return read_json(file)
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:

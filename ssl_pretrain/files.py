@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-from collections.abc import Callable
-from pathlib import Path
+import platform
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
 from typing import IO, Any, TypeVar, overload
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
+
+log = logging.getLogger("ssl_pretrain")
 
 T = TypeVar("T")
 
+LOCK = "lock"
+"""File in a folder that one process at a time works in."""
+
+LEFT = re.compile(r".+\.(?:(?P<host>[\w-]+)-)?(?P<process>\d+)\.tmp")
+"""Name of a file that was being written; older versions left out the host."""
+
 DEEPEST_JSON = 100
 """Levels of nesting; what nnU-Net and we write has at most ten."""
+
+LONGEST_NAME = 250
+"""Bytes; file systems allow 255, and the ending comes on top."""
+
+RESERVED = re.compile(r"(CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9])(\..*)?", re.IGNORECASE)
+"""Names that are devices on Windows."""
 
 
 @overload
@@ -111,6 +132,73 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def check_name(name: Any, what: str, file: Path | None = None) -> str:
+    """A name that becomes a part of a path, if it can be one: it must not lead anywhere else.
+
+    Args:
+        name: from a file or from the command line.
+        what: what it is the name of, in the words of the file or of the command.
+        file: that it stands in; None for the command line.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: no text, empty, ``.`` or ``..``, with a separator of any system, a drive or a control character,
+            too long, or a device on Windows; names the value and the file.
+    """
+    if not isinstance(name, str):
+        fault = "is no text"
+    elif name in ("", ".", ".."):
+        fault = "is no name of a file or folder"
+    elif re.search(r"[/\\]", name) or PureWindowsPath(name).drive:
+        fault = "leads to another folder"
+    elif re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name):
+        fault = "has characters that no name of a file can have"
+    elif len(name.encode()) > LONGEST_NAME:
+        fault = f"is longer than {LONGEST_NAME} bytes"
+    elif RESERVED.fullmatch(name):
+        fault = "is a device on Windows"
+    else:
+        return name
+    where = f"{file}: " if file else ""
+    raise ValueError(f"{where}{what} {_shown(name)} {fault}, and it becomes a part of paths. Give a plain name.")
+
+
+def check_plan_names(plans: Mapping[str, Any], file: Path) -> None:
+    """Refuse plans in which a name that nnU-Net makes a path of leads elsewhere.
+
+    Args:
+        plans: content of a plans file; what is missing or of a wrong type is left to others.
+        file: for messages.
+
+    Raises:
+        ValueError: see :func:`check_name`.
+    """
+    for entry in ("dataset_name", "plans_name"):
+        if entry in plans:
+            check_name(plans[entry], entry, file)
+    configurations = plans.get("configurations")
+    for name, configuration in configurations.items() if isinstance(configurations, Mapping) else ():
+        check_name(name, "configuration", file)
+        for entry in ("data_identifier", "previous_stage", "next_stage"):
+            # A configuration may have several next stages.
+            values = configuration.get(entry) if isinstance(configuration, Mapping) else None
+            for value in values if isinstance(values, list) else [values]:
+                if value is not None:
+                    check_name(value, f"configurations.{name}.{entry}", file)
+
+
+def check_case_names(names: Iterable[Any], file: Path) -> None:
+    """Refuse names of cases that lead elsewhere: nnU-Net makes paths of them.
+
+    Raises:
+        ValueError: see :func:`check_name`.
+    """
+    for name in names:
+        check_name(name, "case", file)
+
+
 def save_atomic(content: Any, path: Path, keep: Path | None = None) -> None:
     """``torch.save`` beside the target, then rename: whatever happens, ``path`` is the old file or the new one.
 
@@ -142,8 +230,7 @@ def write_atomic(path: Path, mode: str, write: Callable[[IO[Any]], object], keep
     Raises:
         OSError: as :func:`save_atomic`.
     """
-    # With the number of the process: several may write the same file at once.
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    beside = written_beside(path)
     try:
         with beside.open(mode, encoding=None if "b" in mode else "utf-8") as handle:
             write(handle)
@@ -157,3 +244,90 @@ def write_atomic(path: Path, mode: str, write: Callable[[IO[Any]], object], keep
         beside.unlink(missing_ok=True)
         kept = f"The previous {path.name} is intact." if path.exists() else "No earlier file was there."
         raise OSError(f"Could not write {path}: {error}. {kept} Free some space or choose another folder.") from error
+
+
+def written_beside(path: Path) -> Path:
+    """The file that this process fills before it becomes ``path``.
+
+    With the names of host and process: several may write the same file at once, also from several nodes.
+    """
+    return path.with_name(f"{path.name}.{_host()}-{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing into a folder; what a living one of this host writes stays.
+
+    Args:
+        folder: nobody on another host works in it: see :func:`locked`.
+    """
+    for file in folder.glob("*.tmp"):
+        match = LEFT.fullmatch(file.name)
+        if match and not (match["host"] in (None, _host()) and _lives(int(match["process"]))):
+            log.info("removing %s, which a process that is gone was writing", file)
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder; the system lets go of it when this process ends, however it ends.
+
+    Raises:
+        BusyError: another process is at it.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(
+            f"Another process is at work in {folder}. Wait for its end, or choose another folder (-o)."
+        ) from error
+    except NotImplementedError:
+        log.warning("The disk of %s has no locks: see to it yourself that one process at a time works there.", folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class BusyError(OSError):
+    """Another process works in a folder."""
+
+
+def archive_fault(file: Path) -> str | None:
+    """Which part of a file that ``torch.save`` wrote is damaged, by the checksums in it; None if none is.
+
+    Also None for what has no checksums: a file that is no ZIP archive, or one that was saved without them
+    (``torch.serialization.set_crc32_options``).
+    """
+    if not zipfile.is_zipfile(file):
+        return None
+    size = file.stat().st_size
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if not any(entry.CRC for entry in entries):
+                return None
+            # torch.save compresses nothing, so that what is read here is no more than what lies on the disk.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                return "its parts are compressed"
+            if sum(entry.file_size for entry in entries) > size:
+                return "its parts are longer than the file"
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{broken} is not what it was when it was written" if broken else None
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", platform.node())
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        # Of another user, or a number that is none: whatever it is, it is not ours to remove.
+        return True
+    return True

@@ -49,6 +49,7 @@ def write_unlabelled(
     info: dict[str, Any] | None = None,
     masks: dict[str, np.ndarray] | None = None,
     made_with: str | None = None,
+    about_masks: dict[str, Any] | None = None,
 ) -> None:
     """One case as ``nnUNetv2_preprocess_unlabeled`` writes it; masks are (D, H, W) by the names of their folders."""
     import blosc2
@@ -57,6 +58,8 @@ def write_unlabelled(
     ours: dict[str, Any] = {"info": info or {}}
     if made_with:
         ours["made_with"] = made_with
+    if about_masks:
+        ours["masks"] = about_masks
     for kind, mask in (masks or {}).items():
         (folder / kind).mkdir(exist_ok=True)
         blosc2.asarray(mask[None].astype(np.uint8), urlpath=str(folder / kind / f"{name}.b2nd"), mode="w")

@@ -100,7 +100,7 @@ def test_unknown_keys_in_a_file_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         PretrainConfig.from_file(tmp_path / "none.json")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ValueError, match="must hold one JSON object, found list"):
+    with pytest.raises(ValueError, match=r"list\.json: the whole file: Input should be a valid dictionary"):
         PretrainConfig.from_file(tmp_path / "list.json")
 
 

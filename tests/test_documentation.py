@@ -147,7 +147,7 @@ def method_with(network: str, method: str = "SparK", channels: int = 1) -> Metho
 @pytest.mark.parametrize("method", ["SparK", "AnatoMask"])
 def test_the_example_encoders_train(own, method, network):
     made = method_with(network, method, channels=2)
-    batch = {"image": torch.randn(2, 2, *PATCH), "case": ["a", "b"], "index": torch.arange(2)}
+    batch = {"image": torch.randn(2, 2, *PATCH), "case": ["a", "b"], "index": list(range(2))}
     loss = made(batch, torch.Generator().manual_seed(0)).loss
     loss.backward()
     assert torch.isfinite(loss)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from ssl_pretrain.files import DEEPEST_JSON, read_json
+from ssl_pretrain.files import DEEPEST_JSON, LONGEST_NAME, check_case_names, check_name, check_plan_names, read_json
 
 
 class Made(BaseModel):
@@ -85,3 +85,61 @@ def test_numbers_that_are_not_finite_are_read_where_they_are_meant(file: Path) -
     read = read_json(file, not_finite=True)
     assert math.isnan(read["a"])
     assert read["b"] == -math.inf
+
+
+@pytest.mark.parametrize(
+    "name", ["nnUNetPlans_3d_fullres", "..hidden", "a b", "Köln", "12:30", "CONtrol", "x" * LONGEST_NAME]
+)
+def test_plain_names_pass_as_they_are(name: str) -> None:
+    assert check_name(name, "plans") == name
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("..", "is no name of a file or folder"),
+        (".", "is no name of a file or folder"),
+        ("", "is no name of a file or folder"),
+        ("../x", "leads to another folder"),
+        ("a/../../x", "leads to another folder"),
+        ("/etc/x", "leads to another folder"),
+        ("a\\b", "leads to another folder"),
+        ("C:x", "leads to another folder"),
+        ("a\0b", "has characters that no name of a file can have"),
+        ("a\nb", "has characters that no name of a file can have"),
+        ("\ud800", "has characters that no name of a file can have"),
+        ("x" * (LONGEST_NAME + 1), "is longer than 250 bytes"),
+        ("nul.txt", "is a device on Windows"),
+        (3, "is no text"),
+        (None, "is no text"),
+    ],
+)
+def test_names_that_lead_elsewhere_are_refused_with_the_file(file: Path, name: Any, fault: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"{file}: plans .* {fault}, and it becomes a part of paths. Give a plain name"
+    ):
+        check_name(name, "plans", file)
+    with pytest.raises(ValueError, match=fault):
+        check_case_names(["case_00", name], file)
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        ("dataset_name", {"dataset_name": "../x"}),
+        ("plans_name", {"plans_name": "../x"}),
+        ("configuration", {"configurations": {"../x": {}}}),
+        ("configurations.a.data_identifier", {"configurations": {"a": {"data_identifier": "../x"}}}),
+        ("configurations.a.previous_stage", {"configurations": {"a": {"previous_stage": "../x"}}}),
+        ("configurations.a.next_stage", {"configurations": {"a": {"next_stage": "../x"}}}),
+        ("configurations.a.next_stage", {"configurations": {"a": {"next_stage": ["b", "../x"]}}}),
+    ],
+)
+def test_every_name_of_plans_that_nnunet_makes_a_path_of_is_looked_at(file: Path, place: str, content: Any) -> None:
+    with pytest.raises(ValueError, match=rf"made.json: {place} '\.\./x' leads to another folder"):
+        check_plan_names(content, file)
+
+
+@pytest.mark.parametrize("content", [{}, {"configurations": []}, {"configurations": {"a": None}}])
+def test_plans_of_a_wrong_shape_are_left_to_others(file: Path, content: Any) -> None:
+    check_plan_names(content, file)

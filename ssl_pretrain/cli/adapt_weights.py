@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ssl_pretrain.transfer.adapt import Target
     from ssl_pretrain.transfer.load import Report
 
-OF_A_TARGET = ("plans", "trainer", "channels", "strict", "seed")
+OF_A_TARGET = ("plans", "trainer", "channels", "strict", "seed", "trust_plans")
 """What is only said together with a dataset."""
 
 OF_A_CARD = ("license", "results")
@@ -49,6 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="N",
         help="for each channel of the dataset the file's channel it takes, from 0, e.g. 0 0 1 (default: all, averaged)",
+    )
+    parser.add_argument(
+        "-trust_plans", action="store_true", help="the plans may name code of packages that are not well known: run it"
     )
     parser.add_argument("-strict", action="store_true", help="refuse anything but an exact fit")
     parser.add_argument(
@@ -129,7 +132,8 @@ def locate_target(given: dict[str, Any]) -> Target:
             f"fine-tune on, or run: nnUNetv2_preprocess -d {dataset_number(files.name)} -plans_name {plan.name} "
             f"-c {plan.configuration}"
         )
-    return Target(plan.plans, plan.dataset, plan.configuration, given.get("trainer", STOCK_TRAINER))
+    trainer, trust_plans = given.get("trainer", STOCK_TRAINER), given.get("trust_plans", False)
+    return Target(plan.plans, plan.dataset, plan.configuration, trainer, trust_plans)
 
 
 def next_step(given: dict[str, Any], output: Path, target: Target | None) -> str:

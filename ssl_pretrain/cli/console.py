@@ -39,22 +39,26 @@ def set_up_console(level: int = logging.INFO, stream: TextIO | None = None) -> N
     logger.setLevel(level)
 
 
-def guarded(command: Callable[[], int], stopped: str = "Stopped.", expected: tuple[type[Exception], ...] = ()) -> int:
+def guarded(
+    command: Callable[[], int],
+    stopped: str = "Stopped.",
+    expected: Callable[[], tuple[type[Exception], ...]] = tuple,
+) -> int:
     """Run a command; what goes wrong in expected ways is one line on stderr, or a traceback where the user wants one.
 
     Args:
         command: returns the exit status.
-        stopped: what to say after Ctrl-C.
-        expected: errors besides ``ValueError`` and ``OSError`` whose message is meant for the user.
+        stopped: what to say after Ctrl-C, where that brings no words of its own.
+        expected: errors besides ``ValueError`` and ``OSError`` whose message is meant for the user; asked when
+            something went wrong, as to import them takes time.
     """
-    own: tuple[type[Exception], ...] = (ValueError, OSError, *expected)
     try:
         return command()
-    except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or stopped}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except own as error:
-        if os.environ.get("SSL_PRETRAIN_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("SSL_PRETRAIN_TRACEBACK") or not isinstance(error, (ValueError, OSError, *expected())):
             raise
         print(f"\nError: {message_of(error)}", file=sys.stderr)
         return 1

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssl_pretrain.cli.console import guarded
+
 DATASET, NUMBER = "Dataset999_Phantoms", "999"
 TRAINER = "nnUNetTrainer_demo"
 PRETRAIN = ("-epochs", "4", "-iters", "10", "-val_iters", "4", "-batch_size", "2", "-lr", "1e-3")
@@ -172,16 +174,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if folder.exists() and any(folder.iterdir()):
         print(f"Error: {folder} is not empty. Remove it or choose another folder with -o.", file=sys.stderr)
         return 1
-    demo = Demo(folder, given.device)
+    return guarded(lambda: run(Demo(folder, given.device)), expected=lambda: (StepError,))
+
+
+def run(demo: Demo) -> int:
+    """Every step, and what came out."""
     started = time.perf_counter()
-    try:
-        prepare_data(demo)
-        checkpoint = pretrain(demo)
-        pretrained = finetune(demo, "pretrained", "-pretrained_weights", str(checkpoint))
-        scratch = finetune(demo, "from_scratch")
-    except StepError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    prepare_data(demo)
+    checkpoint = pretrain(demo)
+    pretrained = finetune(demo, "pretrained", "-pretrained_weights", str(checkpoint))
+    scratch = finetune(demo, "from_scratch")
     print(report(demo, checkpoint, pretrained, scratch))
     print(f"\nTook {(time.perf_counter() - started) / 60:.1f} minutes.")
     return 0

@@ -27,6 +27,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no_masks", dest="masks", action="store_false", help="do not take _defacemask files as anonymisation masks"
     )
+    parser.add_argument(
+        "-defacemask_marks",
+        dest="deface_marks",
+        choices=("removed", "kept"),
+        help="what is not 0 in _defacemask files; BIDS does not say, and programs differ (default: removed)",
+    )
     return parser
 
 

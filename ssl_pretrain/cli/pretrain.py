@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_pretrain.cli.console import EXIT_TERMINATED, guarded, set_up_console
+from ssl_pretrain.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED, guarded, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.config import PretrainConfig
@@ -62,6 +62,9 @@ def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
         "-network",
         help="plans (default), ResEncM|L|XL, STUNet_small|base|large|huge, PrimusS|B|M|L, ViT_B16, or "
         "package.module:Class",
+    )
+    parser.add_argument(
+        "-trust_plans", action="store_true", help="the plans may name code of packages that are not well known: run it"
     )
     parser.add_argument(
         "-network_settings",
@@ -122,7 +125,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "-augment_on", choices=("loader", "device"), help="where crops are rotated and scaled (default: loader)"
     )
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda")
-    parser.add_argument("-num_gpus", type=int, help="GPUs per node (default: 1)")
+    parser.add_argument("-num_gpus", type=int, help="GPUs per node; with -device cpu, processes (default: 1)")
     parser.add_argument("-num_nodes", type=int, help="nodes (default: 1)")
     parser.add_argument("-precision", choices=("auto", "32", "bf16", "16"), help="default: auto")
     parser.add_argument("-picture_every", type=int, help="epochs between pictures (default: 50)")
@@ -160,7 +163,8 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
         if name in flags:
             settings[name] = flags.pop(name)
     resume, file = flags.pop("c", False), flags.pop("config", None)
-    flags.pop("dry_run", None)
+    for name in ("dry_run", "trust_plans"):
+        flags.pop(name, None)
     flags = _with_files(flags)
     content = read_settings(Path(file)) if file else {}
     config = PretrainConfig.from_dict({"method": method, **content, **flags})
@@ -174,7 +178,15 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
                     f"{stored.parent} holds a run of {content.get('method')}, not of {flags['method']}. Continue "
                     "with the same method, or choose another folder with -o."
                 )
-            config = PretrainConfig.from_dict({**content, **flags})
+            network = str(content.get("network", "plans"))
+            if ":" in network and network != config.network:
+                # A network of one's own is code, and whoever can write into a results folder must not choose it.
+                raise ValueError(
+                    f"{stored} names the network {network}, whose code would be run. If that is what you began with, "
+                    f"say so again: -network {shlex.quote(network)}; else choose another folder with -o."
+                )
+            # Nor where else is written.
+            config = PretrainConfig.from_dict({**content, **flags, "output_folder": config.output_folder})
     return config.with_settings(settings)
 
 
@@ -212,11 +224,23 @@ def parse_settings(pairs: Sequence[str], flag: str = "-set") -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None, method: str = "AnatoMask", explicit: bool = False) -> int:
     """Run the command; returns the exit status, with errors as one line on stderr."""
     given = vars(build_parser(method, explicit).parse_args(arguments))
-    from ssl_pretrain.training.checkpoints import NonFiniteLossError
+    status = guarded(lambda: run(given, method), expected=run_errors)
+    # Lightning kills the first process of a run as soon as another one ends with a status, before it can speak.
+    return 0 if status in (EXIT_INTERRUPTED, EXIT_TERMINATED) and is_another_process() else status
 
-    # After the imports: Lightning sets the levels of its loggers when it is imported.
-    quiet_training()
-    return guarded(lambda: run(given, method), expected=(NonFiniteLossError,))
+
+def is_another_process() -> bool:
+    """Whether this is not the process of a distributed run that was started first."""
+    training = sys.modules.get("ssl_pretrain.training.run")  # to import it takes seconds, also after Ctrl-C
+    return training is not None and training.process_rank() > 0
+
+
+def run_errors() -> tuple[type[Exception], ...]:
+    """What ends a run and says so in words of its own."""
+    from ssl_pretrain.training.checkpoints import NonFiniteLossError
+    from ssl_pretrain.training.failures import RunFailedError
+
+    return NonFiniteLossError, RunFailedError
 
 
 def run(given: dict[str, Any], method: str) -> int:
@@ -225,21 +249,35 @@ def run(given: dict[str, Any], method: str) -> int:
     import nnunetv2  # noqa: F401
 
     from ssl_pretrain.cli.dry_run import show
+    from ssl_pretrain.training.checkpoints import NonFiniteLossError
+    from ssl_pretrain.training.failures import plain_words
     from ssl_pretrain.training.guards import PreemptedError
     from ssl_pretrain.training.prepare import prepare
     from ssl_pretrain.training.run import pretrain
 
-    # A console command does not look for modules in the current folder; -network package.module:Class should.
-    sys.path.append(str(Path.cwd()))
-    config = config_from(given, method)
+    # After the imports: Lightning sets the levels of its loggers when it is imported.
+    quiet_training()
+    config, trust_plans = config_from(given, method), bool(given.get("trust_plans"))
+    if ":" in config.network:
+        # A console command does not look for modules in the current folder; -network package.module:Class should.
+        sys.path.append(str(Path.cwd()))
     if given.get("dry_run"):
-        print(show(prepare(config)))
+        with plain_words(config):
+            print(show(prepare(config, trust_plans=trust_plans)))
         return 0
     try:
-        result = pretrain(config, resume=bool(given.get("c")))
+        result = pretrain(config, resume=bool(given.get("c")), trust_plans=trust_plans)
     except PreemptedError as stop:
-        print(stop, file=sys.stderr)
+        if not is_another_process():
+            print(stop, file=sys.stderr)
         return EXIT_TERMINATED
+    except NonFiniteLossError:
+        # Raised on every process alike.
+        if is_another_process():
+            return 0
+        raise
+    if is_another_process():
+        return 0
     print(f"\nFine-tune with:\n\n{_where_trainers_are(result.finetune_command)}    {result.finetune_command}\n")
     return 0
 
@@ -262,6 +300,8 @@ def quiet_training() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    # Of several processes, about the memory format of a convolution with one channel: a few kilobytes are copied.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
 
 
 if __name__ == "__main__":

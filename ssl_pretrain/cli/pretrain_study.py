@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ssl_pretrain.study.design import StudySettings
     from ssl_pretrain.study.study import Study
 
-ORDERS = ("folder", "resume", "gather", "emit", "jobs")
+ORDERS = ("folder", "resume", "gather", "emit", "jobs", "trust_plans")
 """Arguments that say what to do with a study, not what it is."""
 
 
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no_mirroring", dest="mirroring", action="store_false", help="final validation without mirrored images")
     add("--keep_checkpoints", action="store_true", help="keep nnU-Net's checkpoints of runs that are done")
     add("-collapsed_below", type=float, metavar="SHARE", help="of the best run's Dice (default: 0.5)")
+    add("-trust_plans", action="store_true", help="plans may name code of packages that are not well known: run it")
     add("-jobs", type=int, default=1, metavar="N", help="runs at once (default: 1)")
     add("--c", dest="resume", action="store_true", help="continue the study in FOLDER")
     add("--emit", choices=("slurm",), help="run nothing, print an array script")
@@ -92,14 +93,14 @@ def open_study(flags: dict[str, Any]) -> Study:
     """
     from ssl_pretrain.study.study import Study, begin, resume
 
-    folder = flags["folder"].resolve()
+    folder, trust_plans = flags["folder"].resolve(), bool(flags.get("trust_plans"))
     if not flags.get("resume") and not flags.get("gather"):
-        return begin(settings_from(flags), folder)
+        return begin(settings_from(flags), folder, trust_plans=trust_plans)
     study = Study.read(folder)
     settings = settings_from(flags, study.settings)
     if flags.get("gather") and not flags.get("resume"):
         return replace(study, settings=replace(study.settings, collapsed_below=settings.collapsed_below))
-    return resume(settings, folder)
+    return resume(settings, folder, trust_plans=trust_plans)
 
 
 def check_device(device: str) -> None:

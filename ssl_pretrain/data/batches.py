@@ -48,7 +48,8 @@ def assemble(samples: Sequence[Sample], *, pinned: bool = False) -> dict[str, An
     """
     batch: dict[str, Any] = {
         "case": [sample.case for sample in samples],
-        "index": torch.tensor([sample.number for sample in samples]),
+        # No tensor: those go to the device, and to ask it for a number would be to wait for it.
+        "index": [sample.number for sample in samples],
     }
     unfinished = [sample for sample in samples if sample.affine is not None]
     plain = [sample.voxels for sample in samples if sample.affine is None]

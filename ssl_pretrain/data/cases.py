@@ -200,11 +200,20 @@ def _opened(file: Path, opener: Callable[[Path], Any]) -> Any:
 
 
 @dataclass(frozen=True)
+class _AboutMask:
+    """Whether a mask was turned when it was read, and what speaks for its being the other way round."""
+
+    inverted: bool = False
+    doubt: str | None = None
+
+
+@dataclass(frozen=True)
 class _About:
     """What is told of an unlabelled case besides its voxels."""
 
     info: dict[str, str | float | None] = field(default_factory=dict)
     made_with: str | None = None
+    masks: dict[str, _AboutMask] = field(default_factory=dict)
 
 
 def _mapping(value: Any, file: Path, name: str = "the whole file") -> dict[Any, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.data.cases import UNLABELLED
-from ssl_pretrain.files import read_json
+from ssl_pretrain.data.plans_file import AGAIN, check_plans, refuse_other_names
+from ssl_pretrain.files import check_name, check_plan_names
 from ssl_pretrain.functional.geometry import Triple, as_triple
+
+log = logging.getLogger("ssl_pretrain")
+
+DATASET_NAME = re.compile(r"Dataset0*(\d+)_")
 
 
 @dataclass(frozen=True)
@@ -145,13 +150,14 @@ def locate(dataset: str, configuration: str, plans_name: str, *, cascades: bool 
         ValueError, FileNotFoundError: something is missing or unknown; says what there is and what to do.
     """
     folder = find_dataset(dataset)
-    plans_file = folder / f"{plans_name}.json"
+    plans_file = folder / f"{check_name(plans_name, 'plans (-p)')}.json"
     if not plans_file.is_file():
         there = [p.stem for p in folder.glob("*.json") if "plans" in p.stem.lower()]
         raise FileNotFoundError(
             f"Plans {plans_name!r} do not exist in {folder}. There: {', '.join(sorted(there)) or 'none'} (-p)."
         )
     plan = read_plan(plans_file, folder / "dataset.json", configuration, cascades=cascades)
+    refuse_other_names(plan.plans, plans_file)
     data = folder / plan.data_identifier
     files = DatasetFiles(folder.name, data, folder / "splits_final.json", folder / "dataset.json", plans_file)
     check_preprocessed(files, plan)
@@ -172,10 +178,19 @@ def locate_explicit(
         cascades: see :func:`read_plan`.
     """
     plan = read_plan(plans, dataset_json, configuration, cascades=cascades)
+    name = str(plan.plans["dataset_name"])
+    placed = [part for part in preprocessed.absolute().parts if DATASET_NAME.match(part)]
+    if placed and placed[-1] != name:
+        # Files that are named one by one may come from anywhere: it is the user who says that they belong together.
+        log.warning(
+            "The cases lie in %s, and %s is of %s: results and fine-tuning go by the plans. Correct their entry "
+            "dataset_name if that is not meant.",
+            placed[-1],
+            plans,
+            name,
+        )
     inner = preprocessed / plan.data_identifier
-    files = DatasetFiles(
-        str(plan.plans["dataset_name"]), inner if inner.is_dir() else preprocessed, splits, dataset_json, plans
-    )
+    files = DatasetFiles(name, inner if inner.is_dir() else preprocessed, splits, dataset_json, plans)
     check_preprocessed(files, plan)
     return files, plan
 
@@ -191,30 +206,23 @@ def read_plan(plans_file: Path, dataset_json: Path, configuration: str, *, casca
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: not JSON, unknown configuration, a 2-D one, or a later stage of a cascade where none may be.
+        ValueError: see :func:`~ssl_pretrain.data.plans_file.check_plans`.
     """
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    plans, dataset = read_json(plans_file), read_json(dataset_json)
-    manager = PlansManager(plans)
-    if not isinstance(plans.get("configurations"), dict):
-        raise ValueError(f"{plans_file} is not a plans file of nnU-Net: it has no 'configurations'.")
-    if configuration not in plans["configurations"]:
+    plans, dataset = check_plans(plans_file, dataset_json, configuration, cascades=cascades)
+    check_plan_names(plans, plans_file)
+    check_name(dataset["file_ending"], "file_ending", dataset_json)
+    try:
+        manager = PlansManager(plans)
+        config = manager.get_configuration(configuration)
+        input_channels = int(determine_num_input_channels(manager, config, dataset))
+        num_classes = int(manager.get_label_manager(dataset).num_segmentation_heads)
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"Configuration {configuration!r} is not in {plans_file}. There: {_usable(manager, cascades)}."
-        )
-    config = manager.get_configuration(configuration)
-    if len(config.patch_size) != 3:
-        raise ValueError(
-            f"Configuration {configuration!r} is {len(config.patch_size)}-D; what is pretrained here is 3-D. Choose "
-            f"from: {_usable(manager, cascades)}."
-        )
-    if config.previous_stage_name is not None and not cascades:
-        raise ValueError(
-            f"Configuration {configuration!r} takes the segmentation of {config.previous_stage_name!r} as input, which "
-            f"unlabelled images do not have. Choose from: {_usable(manager, cascades)}."
-        )
+            f"nnU-Net cannot use {plans_file} with {dataset_json} ({type(error).__name__}: {error}). {AGAIN}"
+        ) from error
     return Plan(
         name=manager.plans_name,
         configuration=configuration,
@@ -222,8 +230,8 @@ def read_plan(plans_file: Path, dataset_json: Path, configuration: str, *, casca
         patch=as_triple(list(config.patch_size), "patch_size in the plans"),
         spacing=(float(config.spacing[0]), float(config.spacing[1]), float(config.spacing[2])),
         batch_size=int(config.batch_size),
-        input_channels=int(determine_num_input_channels(manager, config, dataset)),
-        num_classes=int(manager.get_label_manager(dataset).num_segmentation_heads),
+        input_channels=input_channels,
+        num_classes=num_classes,
         data_identifier=config.data_identifier,
         plans=plans,
         dataset=dataset,
@@ -247,16 +255,5 @@ def check_preprocessed(files: DatasetFiles, plan: Plan) -> None:
 
 def dataset_number(name: str) -> str:
     """``Dataset004_Hippocampus`` -> ``4``; what has no number stays as it is."""
-    match = re.match(r"Dataset0*(\d+)_", name)
+    match = DATASET_NAME.match(name)
     return match[1] if match else name
-
-
-def _usable(manager: Any, cascades: bool) -> str:
-    """Configurations of nnU-Net's ``PlansManager`` that are not refused."""
-    usable = []
-    for name in manager.available_configurations:
-        with suppress(KeyError, TypeError, AttributeError, RuntimeError, ValueError):  # one that is broken is no choice
-            entry = manager.get_configuration(name)
-            if len(entry.patch_size) == 3 and (cascades or entry.previous_stage_name is None):
-                usable.append(name)
-    return ", ".join(usable) or "none"

@@ -11,6 +11,7 @@ from ssl_pretrain.data.case_info import CaseInfo
 from ssl_pretrain.data.cases import Cases, MaskKind
 from ssl_pretrain.data.filters import Filter, keep
 from ssl_pretrain.data.locate import DatasetFiles, Plan, dataset_number
+from ssl_pretrain.data.mask_doubts import doubts_in, warn_of_doubts
 from ssl_pretrain.data.pool import Balance, Case, CasePool, Source
 from ssl_pretrain.data.preprocessing import differences, digest, preprocessing_of
 from ssl_pretrain.data.splits import held_out, load_fold
@@ -163,6 +164,9 @@ def _check_masks(sources: Sequence[Source], train: Sequence[Case], masks: Sequen
                 f"{setting} needs {kind} masks, but no case to train on has one. They come with a collection: see "
                 "documentation/how-to/collections.md."
             )
+        for number, (source, masked) in enumerate(zip(sources, there, strict=True)):
+            names = [case.identifier for case in train if case.source == number and case.identifier in masked]
+            warn_of_doubts(kind, doubts_in(source.cases, kind, names))
 
 
 def _split(

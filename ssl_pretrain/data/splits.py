@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
+
+from ssl_pretrain.files import check_case_names, read_json
+
+log = logging.getLogger("ssl_pretrain")
 
 HOLD_OUT = 0.05
 SPLIT_SEED = 12345
 """nnU-Net's own, so that a split we write is the one it would have written."""
+
+
+LAYOUT = (
+    'It must be a list with one {"train": [CASES], "val": [CASES]} for each fold; without the file, nnU-Net makes its '
+    "own split."
+)
+
+
+class Split(BaseModel):
+    """A fold in ``splits_final.json``."""
+
+    train: list[str]
+    val: list[str]
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,8 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
 
     ``all`` takes every case but a hold-out of 5 % (at least one case). A number takes that fold of
     ``splits_final.json``, which is made exactly as nnU-Net would make it when it is missing; a number beyond the file's
-    folds is nnU-Net's seeded 80:20 split.
+    folds is nnU-Net's seeded 80:20 split. Validation cases that are among the training cases are left out of training:
+    what is validated on is never seen.
 
     Args:
         fold: ``all`` or a number.
@@ -43,14 +63,25 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
         splits_file: ``splits_final.json``; written when missing and a fold is asked for.
 
     Raises:
-        ValueError: not a fold, or a fold without cases.
+        ValueError: not a fold, a fold without cases, or a file of another layout; names the file.
         FileNotFoundError: the split names cases that are not preprocessed.
     """
     if fold == "all":
         return _hold_out(identifiers, "all cases")
     if not fold.isdecimal():
         raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {fold!r}.")
-    train, validation, note = _numbered(int(fold), identifiers, splits_file)
+    listed, validation, note = _numbered(int(fold), identifiers, splits_file)
+    check_case_names((*listed, *validation), splits_file)
+    train = [case for case in listed if case not in set(validation)]
+    if left_out := sorted(set(listed) & set(validation)):
+        log.warning(
+            "Fold %s of %s trains on %d of its validation cases, e.g. %s: they are left out of training here. Correct "
+            "the file, for nnU-Net trains on them.",
+            fold,
+            splits_file,
+            len(left_out),
+            left_out[0],
+        )
     missing = sorted((set(train) | set(validation)) - set(identifiers))
     if missing:
         raise FileNotFoundError(
@@ -59,7 +90,8 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
         )
     if not train:
         raise ValueError(
-            f"Fold {fold} of {splits_file} has no training case. Choose another FOLD, or correct the file."
+            f"Fold {fold} of {splits_file} has no training case that is not validated on. Choose another FOLD, or "
+            "correct the file."
         )
     if not validation:
         return _hold_out(train, f"{note}, which has no validation case")
@@ -96,7 +128,7 @@ def _hold_out(identifiers: Sequence[str], origin: str) -> Fold:
 def _numbered(fold: int, identifiers: Sequence[str], splits_file: Path) -> tuple[list[str], list[str], str]:
     splits = _read_or_make(identifiers, splits_file)
     if fold < len(splits):
-        return list(splits[fold]["train"]), list(splits[fold]["val"]), f"fold {fold} of {splits_file}"
+        return splits[fold]["train"], splits[fold]["val"], f"fold {fold} of {splits_file}"
     chosen = np.random.RandomState(SPLIT_SEED + fold).choice(
         len(identifiers), int(len(identifiers) * 0.8), replace=False
     )
@@ -109,8 +141,7 @@ def _read_or_make(identifiers: Sequence[str], splits_file: Path) -> list[dict[st
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     if splits_file.is_file():
-        splits: list[dict[str, list[str]]] = json.loads(splits_file.read_text(encoding="utf-8"))
-        return splits
+        return read_splits(splits_file)
     if len(identifiers) < 5:
         raise ValueError(
             f"{len(identifiers)} cases are too few for nnU-Net's 5 folds. Use FOLD all, or write {splits_file}."
@@ -122,3 +153,25 @@ def _read_or_make(identifiers: Sequence[str], splits_file: Path) -> list[dict[st
     beside.write_text(json.dumps(splits, indent=4), encoding="utf-8")
     beside.replace(splits_file)
     return splits
+
+
+def read_splits(file: Path) -> list[dict[str, list[str]]]:
+    """Content of ``splits_final.json``: for each fold ``train`` and ``val`` -> cases.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is of another layout; names the file, the place in it and what is expected.
+    """
+    return [split.model_dump() for split in read_json(file, list[Split], remedy=LAYOUT)]
+
+
+def in_both(fold: int, splits_file: Path) -> list[str]:
+    """Validation cases of a fold that are training cases in ``splits_final.json``, too: nnU-Net trains on them.
+
+    None where the file, or the fold, is not there: nnU-Net makes splits without any.
+
+    Raises:
+        ValueError: see :func:`read_splits`.
+    """
+    splits = read_splits(splits_file) if splits_file.is_file() else []
+    return sorted(set(splits[fold]["train"]) & set(splits[fold]["val"])) if fold < len(splits) else []

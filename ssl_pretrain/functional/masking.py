@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from math import floor
+from collections.abc import Sequence
+from math import floor, prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.functional.windows import hand_over
 
 
 def count_masked(cells: int, ratio: float) -> int:
@@ -44,14 +47,35 @@ def random_mask(batch: int, grid: Triple, masked: int, generator: torch.Generato
     return _mask_largest(scores, masked).view(batch, *grid)
 
 
-def guided_mask(difficulty: Tensor, masked: int, hard: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_masks(
+    generators: Sequence[np.random.Generator], grid: Triple, masked: int, device: torch.device, each: int = 1
+) -> Tensor:
+    """As :func:`random_mask`, with an owner of the randomness for each sample: its masks do not depend on the others.
+
+    Args:
+        generators: of the samples, on the host.
+        grid: cells per axis.
+        masked: cells to mask in each mask.
+        device: where to put the masks; it is not waited for.
+        each: masks per sample, independent of each other.
+
+    Returns:
+        Boolean tensor (B · each, *grid), those of a sample one after the other; True where masked.
+    """
+    scores = _scores(generators, (each, prod(grid)), device).flatten(0, 1)
+    return _mask_largest(scores, masked).view(-1, *grid)
+
+
+def guided_mask(
+    difficulty: Tensor, masked: int, hard: int, generators: Sequence[np.random.Generator]
+) -> tuple[Tensor, Tensor]:
     """Mask the ``hard`` most difficult cells for certain and fill up to ``masked`` cells at random (AnatoMask).
 
     Args:
         difficulty: (B, *grid); cells that nobody rated carry ``-inf`` and are never among the hardest.
         masked: cells to mask in each sample.
         hard: how many of them are the hardest ones; at most ``masked``.
-        generator: owner of the randomness, on the device of ``difficulty``.
+        generators: owners of the randomness, one for each sample, on the host.
 
     Returns:
         Two boolean tensors (B, *grid): the mask, and which of its cells were chosen for being hard.
@@ -59,7 +83,7 @@ def guided_mask(difficulty: Tensor, masked: int, hard: int, generator: torch.Gen
     flat = difficulty.flatten(1)
     # Where fewer cells were rated than are to be hard, the largest are not all rated ones.
     hardest = _mask_largest(flat, hard) & ~flat.isneginf()
-    scores = torch.rand(flat.shape, generator=generator, device=flat.device)
+    scores = _scores(generators, flat.shape[1:], flat.device)
     # Scores lie in [0, 1): two more puts every hard cell before every other one.
     chosen = _mask_largest(scores + 2.0 * hardest, masked)
     return chosen.view_as(difficulty), hardest.view_as(difficulty)
@@ -92,6 +116,12 @@ def repeat_to(cells: Tensor, shape: Triple) -> Tensor:
     (gd, fd), (gh, fh), (gw, fw) = ((g, n // g) for n, g in zip(shape, grid, strict=True))
     spread = cells.view(-1, gd, 1, gh, 1, gw, 1).expand(-1, gd, fd, gh, fh, gw, fw)
     return spread.reshape(-1, *shape)
+
+
+def _scores(generators: Sequence[np.random.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
+    """(B, *shape), uniform in [0, 1), float32."""
+    drawn = [torch.from_numpy(generator.random(tuple(shape), dtype=np.float32)) for generator in generators]
+    return hand_over(torch.stack(drawn), device)
 
 
 def _mask_largest(scores: Tensor, count: int) -> Tensor:

@@ -6,15 +6,17 @@ are masked for certain in the student's input, more of them as training goes on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssl_pretrain.functional.losses import Difficulty, cell_difficulty
-from ssl_pretrain.functional.masking import count_hard, guided_mask, random_mask
+from ssl_pretrain.functional.masking import count_hard, guided_mask, sample_masks
 from ssl_pretrain.functional.patches import to_cells
 from ssl_pretrain.functional.schedules import ema_decay
 from ssl_pretrain.methods.base import Batch, MethodSetup
@@ -80,8 +82,9 @@ class AnatoMask(SparK):
 
     def choose_guided(self, batch: Batch, generator: torch.Generator) -> Hidden:
         """The hardest cells of the teacher for certain, the rest at random: mask and its reason."""
-        difficulty = self.rate(batch, generator)
-        mask, hard = guided_mask(difficulty, self.masked, self.hard_cells(), generator)
+        generators = self.sample_generators(batch, generator)
+        difficulty = self.rate(batch, generators)
+        mask, hard = guided_mask(difficulty, self.masked, self.hard_cells(), generators)
         return Hidden(mask, difficulty, hard)
 
     def multiply_adds(self) -> dict[str, int]:
@@ -98,27 +101,29 @@ class AnatoMask(SparK):
         """Student and teacher."""
         return (self.student, cast("SparKNetwork", self.teacher.module))
 
-    def rate(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def rate(self, batch: Batch, generators: Sequence[np.random.Generator]) -> Tensor:
         """The teacher's difficulty of every cell it had to reconstruct.
 
         Args:
             batch: images, and which of their voxels do not count.
-            generator: owner of the random masks.
+            generators: owners of the random masks, one for each sample.
 
         Returns:
             (B, *grid); ``-inf`` for cells that no random mask hid, or that have no voxel that counts.
         """
         self.teacher.eval()
         with torch.inference_mode():
-            difficulty = self._rate(batch, generator)
+            difficulty = self._rate(batch, generators)
         # Outside: what inference mode makes cannot take part in the student's pass.
         return difficulty.clone().view(-1, *self.grid)
 
-    def _rate(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def _rate(self, batch: Batch, generators: Sequence[np.random.Generator]) -> Tensor:
         """(B, L); all masks of all samples are one batch."""
         masks, image, counted = self.config.teacher_masks, batch["image"], self.counted(batch)
         images = image.repeat(masks, 1, 1, 1, 1)
-        mask = random_mask(images.shape[0], self.grid, self.masked, generator)
+        # Those of a sample come one after the other; of the images, those of a mask do.
+        mask = sample_masks(generators, self.grid, self.masked, image.device, masks)
+        mask = mask.view(-1, masks, *self.grid).transpose(0, 1).flatten(0, 1)
         predicted = self._reconstruct(self.teacher, images, mask)
         hidden = mask.flatten(1)
         if counted is not None:

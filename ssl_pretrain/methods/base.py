@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.functional.seeding import derive_seed
+from ssl_pretrain.functional.seeding import derive_seed, host_twin
 from ssl_pretrain.methods.recipe import OptimizerConfig, build_optimizer, build_schedule, family_of
 from ssl_pretrain.networks.base import Backbone
 
 TRAIN_STREAM, VALIDATION_STREAM = 1, 2
 """First element of the path from which the seeds of masks are derived."""
+
+SAMPLES = 2**31
+"""Second element of the path to the seeds of samples: no number of a step, to which those of batches lead."""
 
 
 class Batch(TypedDict, total=False):
@@ -26,14 +30,16 @@ class Batch(TypedDict, total=False):
     Keys:
         image: (B, C, D, H, W) float32, normalised by nnU-Net.
         case: identifiers of the cases the crops come from.
-        index: (B,) numbers of the crops.
+        index: numbers of the crops, known to the host.
         ignored: (B, 1, D, H, W) boolean, voxels to leave out of the loss; absent where all count.
+        seeds: what is random in each sample, a function of its number; absent outside of a run.
     """
 
     image: Tensor
     case: list[str]
-    index: Tensor
+    index: list[int]
     ignored: Tensor
+    seeds: list[int]
 
 
 class Output(NamedTuple):
@@ -121,7 +127,12 @@ class Method(LightningModule, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
-        """Loss of a batch; ``generator`` (on the batch's device) owns every random choice."""
+        """Loss of a batch.
+
+        What is random in a sample comes from its own generator (:meth:`sample_generators`), so that it does not depend
+        on what else is in the batch, nor on how many processes share the work. ``generator`` (on the batch's device)
+        is for what a whole batch has in common: in a run it is the same on all processes.
+        """
 
     @property
     @abstractmethod
@@ -149,16 +160,28 @@ class Method(LightningModule, ABC):
         generator.manual_seed(derive_seed(self.seed, *path))
         return generator
 
+    def sample_generators(self, batch: Batch, generator: torch.Generator) -> list[np.random.Generator]:
+        """Owners of the randomness of each sample, on the host: of its seed, else derived from ``generator``."""
+        count = len(batch["image"]) // self.crops_per_sample
+        seeds = batch.get("seeds") or host_twin(generator).integers(2**62, size=count).tolist()
+        return [np.random.default_rng(seed) for seed in seeds]
+
+    def seeded(self, batch: Batch, *path: int) -> Batch:
+        """The batch with a seed for each sample: a function of the run's seed, ``path`` and the sample's number."""
+        numbers = batch["index"][:: self.crops_per_sample]
+        return {**batch, "seeds": [derive_seed(self.seed, *path, SAMPLES, int(number)) for number in numbers]}
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One batch: the loss, and what to show of it, for Lightning."""
         accumulate = self.config.accumulate
         number = self.global_step * accumulate + batch_idx % accumulate
-        output = self(batch, self.generator_for(TRAIN_STREAM, number, self.global_rank))
+        output = self(self.seeded(batch, TRAIN_STREAM), self.generator_for(TRAIN_STREAM, number))
         return {"loss": output.loss, "log": output.log}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a validation batch under a mask that is the same in every epoch."""
-        output: Output = self(batch, self.generator_for(VALIDATION_STREAM, batch_idx, self.global_rank))
+        generator = self.generator_for(VALIDATION_STREAM, batch_idx)
+        output: Output = self(self.seeded(batch, VALIDATION_STREAM), generator)
         return output.loss
 
     def update_teacher(self) -> None:
@@ -178,6 +201,16 @@ class Method(LightningModule, ABC):
         optimizer = build_optimizer(self.recipe, self.trained.parameters(), fused=fused)
         schedule = build_schedule(self.recipe, optimizer, self.length.epochs, self.length.iterations)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def first_of(batch: Batch) -> Batch:
+    """What concerns a method of the batch's first sample alone, where a sample is one crop."""
+    first: Batch = {"image": batch["image"][:1]}
+    if "ignored" in batch:
+        first["ignored"] = batch["ignored"][:1]
+    if "seeds" in batch:
+        first["seeds"] = batch["seeds"][:1]
+    return first
 
 
 def one_per_channel(volume: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple, check_cell, default_cell, grid_of
 from ssl_pretrain.functional.losses import cell_errors, cell_statistics, masked_mean, squared_errors
-from ssl_pretrain.functional.masking import count_masked, random_mask, repeat_to, visible_first
+from ssl_pretrain.functional.masking import count_masked, repeat_to, sample_masks, visible_first
 from ssl_pretrain.functional.patches import from_cells, to_cells
-from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output, one_per_channel
+from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output, first_of, one_per_channel
 from ssl_pretrain.methods.dense import DenseNetwork, train_only_used
 from ssl_pretrain.methods.recipe import OptimizerConfig
 from ssl_pretrain.networks.base import Backbone
@@ -108,14 +108,16 @@ class MAE(Method):
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
         """Mean squared error of the masked voxels that count."""
         image = batch["image"]
-        mask = self.draw_mask(image, generator)
+        mask = self.draw_mask(batch, generator)
         prediction = self.network(image, mask)
         return Output(self._loss(prediction, batch, mask), {"masked_fraction": self.masked / prod(self.grid)})
 
-    def draw_mask(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, C, D, H, W) -> boolean (B, G, *grid); G is 1, or C where every channel has its own."""
+    def draw_mask(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Boolean (B, G, *grid) for images (B, C, D, H, W); G is 1, or C where every channel has its own."""
+        image = batch["image"]
         groups = image.shape[1] if self.config.mask_channels == "each" else 1
-        mask = random_mask(len(image) * groups, self.grid, self.masked, generator)
+        generators = self.sample_generators(batch, generator)
+        mask = sample_masks(generators, self.grid, self.masked, image.device, groups)
         return mask.view(len(image), groups, *self.grid)
 
     def _loss(self, prediction: Tensor, batch: Batch, mask: Tensor) -> Tensor:
@@ -136,11 +138,9 @@ class MAE(Method):
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
         """Input, masked input and reconstruction of the batch's first crop; with a mask per channel, of the first."""
-        first: Batch = {"image": batch["image"][:1]}
-        if "ignored" in batch:
-            first["ignored"] = batch["ignored"][:1]
+        first = first_of(batch)
         image = first["image"]
-        mask = self.draw_mask(image, generator)
+        mask = self.draw_mask(first, generator)
         prediction = self.network(image, mask).float()
         if self.config.target == "cells":
             mean, std = cell_statistics(*self._cells(first, mask))

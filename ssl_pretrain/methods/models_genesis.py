@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from ssl_pretrain.functional.genesis import GenesisConfig, apply_flips, corrupt, draw_flips
-from ssl_pretrain.functional.seeding import host_twin
 from ssl_pretrain.functional.shuffling import check_patterns
-from ssl_pretrain.methods.base import Batch, Column, Method, MethodSetup, Output
+from ssl_pretrain.methods.base import Batch, Column, Method, MethodSetup, Output, first_of
 from ssl_pretrain.methods.dense import DenseNetwork
 from ssl_pretrain.methods.recipe import OptimizerConfig
 
@@ -53,10 +52,11 @@ class ModelsGenesis(Method):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
         """Mean squared error of all voxels that count."""
-        image, host = batch["image"], host_twin(generator)
-        flips = draw_flips(len(image), host, self.config)
+        image, generators = batch["image"], self.sample_generators(batch, generator)
+        flips = tuple(draw_flips(1, own, self.config)[0] for own in generators)
         target = apply_flips(image, flips)
-        squares = (self.network(corrupt(target, host, self.config)).float() - target).square()
+        corrupted = [corrupt(one[None], own, self.config) for one, own in zip(target, generators, strict=True)]
+        squares = (self.network(torch.cat(corrupted)).float() - target).square()
         if "ignored" not in batch:
             return Output(squares.mean(), {})
         counted = (~apply_flips(batch["ignored"], flips)).to(squares.dtype).expand_as(squares)
@@ -67,10 +67,11 @@ class ModelsGenesis(Method):
 
         Every corruption that can happen does: chance would leave the one crop that is shown in every epoch untouched.
         """
-        image = batch["image"][:1]
+        first = first_of(batch)
+        image, own = first["image"], self.sample_generators(first, generator)[0]
         possible = (name for name in ("shuffle_p", "intensity_p", "paint_p") if getattr(self.config, name))
         certain: dict[str, Any] = dict.fromkeys(possible, 1.0)
-        corrupted = corrupt(image, host_twin(generator), replace(self.config, **certain))
+        corrupted = corrupt(image, own, replace(self.config, **certain))
         restored = self.network(corrupted).float()
         columns = (
             Column("original", "image", image[0]),

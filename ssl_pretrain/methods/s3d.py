@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple, check_cell, check_patch, default_cell, grid_of
 from ssl_pretrain.functional.losses import masked_mean, squared_errors
-from ssl_pretrain.functional.masking import count_masked, random_mask
+from ssl_pretrain.functional.masking import count_masked, sample_masks
 from ssl_pretrain.functional.patches import to_cells
 from ssl_pretrain.functional.seeding import host_twin
-from ssl_pretrain.methods.base import Batch, MethodSetup, Output
+from ssl_pretrain.methods.base import Batch, MethodSetup, Output, first_of
 from ssl_pretrain.methods.dense import train_only_used
 from ssl_pretrain.methods.light_decoder import Densify
 from ssl_pretrain.methods.mae import hide
@@ -90,7 +90,7 @@ class S3D(SparseMethod):
     def draw_count(self, generator: torch.Generator) -> int:
         """Masked cells of every sample of a batch, uniform between the two ratios.
 
-        Drawn on the host, whose twin of the generator serves for nothing else in a step.
+        Drawn on the host, from what all processes of a run have in common: their batches are one.
         """
         ratio = host_twin(generator).uniform(*self.config.mask_ratio)
         return min(max(count_masked(prod(self.grid), float(ratio)), self.masked), self.most_masked)
@@ -99,7 +99,7 @@ class S3D(SparseMethod):
         """Mean squared error of the masked voxels that count."""
         image = batch["image"]
         count = self.draw_count(generator)
-        mask = random_mask(len(image), self.grid, count, generator)
+        mask = sample_masks(self.sample_generators(batch, generator), self.grid, count, image.device)
         prediction = self.student(image, mask, prod(self.grid) - count).float()
         ignored = batch.get("ignored")
         counted = None if ignored is None else to_cells((~ignored).float().expand_as(image), self.cell)
@@ -108,9 +108,10 @@ class S3D(SparseMethod):
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
         """Input, masked input and reconstruction of the batch's first crop."""
-        image = batch["image"][:1]
+        first = first_of(batch)
+        image = first["image"]
         count = self.draw_count(generator)
-        mask = random_mask(1, self.grid, count, generator)
+        mask = sample_masks(self.sample_generators(first, generator), self.grid, count, image.device)
         arrays = {
             "image": image,
             "masked_input": hide(image, mask[:, None]),

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.losses import absolute_errors, masked_mean, squared_errors
-from ssl_pretrain.functional.masking import count_masked, random_mask
+from ssl_pretrain.functional.masking import count_masked, sample_masks
 from ssl_pretrain.functional.patches import from_cells, to_cells
-from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output
+from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output, first_of
 from ssl_pretrain.methods.dense import train_only_used
 from ssl_pretrain.methods.mae import TOKEN_STD, hide
 from ssl_pretrain.methods.recipe import OptimizerConfig
@@ -81,7 +81,7 @@ class SimMIM(Method):
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
         """Error of the masked voxels that count."""
         image = batch["image"]
-        mask = random_mask(len(image), self.grid, self.masked, generator)
+        mask = sample_masks(self.sample_generators(batch, generator), self.grid, self.masked, image.device)
         ignored = batch.get("ignored")
         counted = None if ignored is None else to_cells((~ignored).float().expand_as(image), self.cell)
         errors_of = absolute_errors if self.error == "l1" else squared_errors
@@ -91,8 +91,9 @@ class SimMIM(Method):
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
         """Input, masked input and reconstruction of the batch's first crop."""
-        image = batch["image"][:1]
-        mask = random_mask(1, self.grid, self.masked, generator)
+        first = first_of(batch)
+        image = first["image"]
+        mask = sample_masks(self.sample_generators(first, generator), self.grid, self.masked, image.device)
         arrays = {
             "image": image,
             "masked_input": hide(image, mask[:, None]),

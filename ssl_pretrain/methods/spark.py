@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple, check_cell, check_patch, default_cell, grid_of
 from ssl_pretrain.functional.losses import cell_errors, cell_statistics, masked_mean
-from ssl_pretrain.functional.masking import count_masked, random_mask, repeat_to
+from ssl_pretrain.functional.masking import count_masked, repeat_to, sample_masks
 from ssl_pretrain.functional.patches import from_cells, to_cells
-from ssl_pretrain.methods.base import Batch, MethodSetup, Output
+from ssl_pretrain.methods.base import Batch, MethodSetup, Output, first_of
 from ssl_pretrain.methods.dense import freeze_all_but
 from ssl_pretrain.methods.light_decoder import DecoderKind, Norm
 from ssl_pretrain.methods.recipe import Family
@@ -134,7 +134,8 @@ class SparK(SparseMethod):
 
     def choose(self, batch: Batch, generator: torch.Generator) -> Hidden:
         """Which cells to hide from the student: a random mask."""
-        return Hidden(random_mask(batch["image"].shape[0], self.grid, self.masked, generator))
+        generators = self.sample_generators(batch, generator)
+        return Hidden(sample_masks(generators, self.grid, self.masked, batch["image"].device))
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
         """Reconstruction error of the masked cells, in each cell's normalised space."""
@@ -158,9 +159,7 @@ class SparK(SparseMethod):
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
         """Input, masked input and reconstruction (back in intensities) of the batch's first crop."""
-        first: Batch = {"image": batch["image"][:1]}
-        if "ignored" in batch:
-            first["ignored"] = batch["ignored"][:1]
+        first = first_of(batch)
         image = first["image"]
         hidden = self.choose_for_picture(first, generator)
         mean, std = cell_statistics(to_cells(image, self.cell), self.counted(first))

@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssl_pretrain.functional.fusion import FusionConfig, fuse
-from ssl_pretrain.functional.seeding import host_twin
+from ssl_pretrain.functional.fusion import Fused, FusionConfig, fuse
 from ssl_pretrain.functional.segmentation_loss import segmentation_loss
 from ssl_pretrain.methods.base import Batch, Column, Method, MethodSetup, Output
 from ssl_pretrain.methods.dense import DenseNetwork
@@ -58,8 +57,7 @@ class VolumeFusion(Method):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
         """Cross-entropy and soft Dice over the classes of mixture."""
-        foreground, background = halves(batch["image"])
-        images, labels = fuse(foreground, background, host_twin(generator), self.config)
+        images, labels = self.fuse(batch, generator)
         counted = None
         if "ignored" in batch:
             first, second = halves(batch["ignored"])
@@ -67,16 +65,21 @@ class VolumeFusion(Method):
         cross_entropy, dice = segmentation_loss(self.network(images), labels, counted)
         return Output(cross_entropy + dice, {})
 
+    def fuse(self, batch: Batch, generator: torch.Generator) -> Fused:
+        """Every sample's two crops, fused by its own generator."""
+        rows = zip(*halves(batch["image"]), self.sample_generators(batch, generator), strict=True)
+        fused = [fuse(foreground[None], background[None], own, self.config) for foreground, background, own in rows]
+        return Fused(*(torch.cat(parts) for parts in zip(*fused, strict=True)))
+
     def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
         """The batch's first foreground, what it is fused to, and the class of each voxel: true and predicted."""
-        foreground, background = halves(batch["image"])
-        fused, labels = fuse(foreground[:1], background[:1], host_twin(generator), self.config)
+        fused, labels = self.fuse(batch, generator)
         classes = self.config.classes
         columns = (
-            Column("foreground", "image", foreground[0]),
+            Column("foreground", "image", batch["image"][0]),
             Column("fused input", "image", fused[0]),
-            Column("label", "classes", labels, classes),
-            Column("predicted label", "classes", self.network(fused).argmax(1), classes),
+            Column("label", "classes", labels[:1], classes),
+            Column("predicted label", "classes", self.network(fused[:1]).argmax(1), classes),
         )
         return {"columns": columns}
 

@@ -13,6 +13,7 @@ from ssl_pretrain.networks.primus import PRIMUS_SIZES, build_planned_primus, bui
 from ssl_pretrain.networks.request import NetworkRequest, check_settings
 from ssl_pretrain.networks.resenc import build_resenc
 from ssl_pretrain.networks.stunet import STUNET_SIZES, STUNet, stunet_kwargs
+from ssl_pretrain.networks.trust import refuse_foreign_code
 from ssl_pretrain.networks.vit import UNETR_PATH, build_planned_vit, build_vit
 from ssl_pretrain.networks.wrap import wrap_network
 
@@ -35,6 +36,7 @@ def _build_plans(request: NetworkRequest) -> Backbone:
         return build_planned_primus(request)
     if request.architecture["network_class_name"] == UNETR_PATH:
         return build_planned_vit(request)
+    refuse_foreign_code(request.architecture, trust_plans=request.trust_plans)
     # nnU-Net is imported only where its own network is asked for: the step benchmark runs without it.
     from ssl_pretrain.networks.plans import build_plans_backbone
 
@@ -58,6 +60,7 @@ def build_backbone(
     num_classes: int,
     patch: Triple,
     settings: Mapping[str, Any] | None = None,
+    trust_plans: bool = False,
 ) -> Backbone:
     """Build the segmentation network that fine-tuning will build, as a Backbone.
 
@@ -69,14 +72,17 @@ def build_backbone(
         patch: voxels of the patch per axis (D, H, W).
         settings: fields of the network's size that are to differ from the published one: ``width``, ``depth`` and
             ``heads`` of a transformer, ``width``, ``widest`` and ``depth`` of a ResEnc.
+        trust_plans: whether the architecture may name code of packages other than
+            :data:`~ssl_pretrain.networks.trust.TRUSTED`, which is then imported and called.
 
     Raises:
-        ValueError: unknown name, a class or patch that does not fit, or a setting that there is not; says what is
-            allowed.
+        ValueError: unknown name, a class or patch that does not fit, a setting that there is not, or plans that name
+            code of other packages; says what is allowed.
     """
     if ":" in name:
         check_settings(settings or {}, [], name)
         return build_custom_backbone(name, input_channels, num_classes, patch)
     if name not in NETWORKS:
         raise ValueError(f"Unknown network {name!r}. Choose from {', '.join(NETWORKS)}, or package.module:Class.")
-    return NETWORKS[name](NetworkRequest(architecture, input_channels, num_classes, patch, settings or {}))
+    request = NetworkRequest(architecture, input_channels, num_classes, patch, settings or {}, trust_plans)
+    return NETWORKS[name](request)

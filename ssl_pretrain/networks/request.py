@@ -22,6 +22,7 @@ class NetworkRequest:
         num_classes: segmentation heads of the dataset.
         patch: voxels of the patch per axis.
         settings: fields of the network's size that are to differ from the published one, such as ``depth``.
+        trust_plans: whether the architecture may name code of any package.
     """
 
     architecture: Mapping[str, Any]
@@ -29,6 +30,7 @@ class NetworkRequest:
     num_classes: int
     patch: Triple
     settings: Mapping[str, Any] = field(default_factory=dict)
+    trust_plans: bool = False
 
 
 def with_settings(size: Size, settings: Mapping[str, Any], network: str) -> Size:

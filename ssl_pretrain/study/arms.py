@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.data.locate import locate
+from ssl_pretrain.files import check_name
 from ssl_pretrain.finetuning.names import parse_trainer_name
 from ssl_pretrain.finetuning.schedules import course_of
 from ssl_pretrain.study.design import StudySettings
@@ -86,13 +87,16 @@ def digest(file: Path) -> str:
     return found.hexdigest()
 
 
-def add_arms(settings: StudySettings, folder: Path, known: Sequence[Arm] = ()) -> list[Arm]:
+def add_arms(
+    settings: StudySettings, folder: Path, known: Sequence[Arm] = (), *, trust_plans: bool = False
+) -> list[Arm]:
     """The arms of a study: those it has, then those of files that are new, each with what it is compared with.
 
     Args:
         settings: of the study.
         folder: of the preprocessed dataset.
         known: arms the study has already.
+        trust_plans: whether plans may name code of any package.
 
     Raises:
         FileNotFoundError, ValueError: a file, plans or a trainer that is not there, weights that do not fit.
@@ -115,7 +119,7 @@ def add_arms(settings: StudySettings, folder: Path, known: Sequence[Arm] = ()) -
         for wanted in (trainer, scratch.trainer):
             check_schedule(wanted, settings.epochs)
         arm = Arm(names[source], plans, trainer, source, sha256, about.get("method"), scratch.name)
-        arm = replace(arm, loaded=share_loaded(arm, folder, settings.configuration))
+        arm = replace(arm, loaded=share_loaded(arm, folder, settings.configuration, trust_plans))
         if scratch not in arms:
             arms.append(scratch)
         arms.append(arm)
@@ -157,7 +161,7 @@ def check_schedule(trainer: str, epochs: int | None) -> None:
         course_of(parsed.schedule_or_default, epochs or parsed.epochs_or_default)
 
 
-def share_loaded(arm: Arm, folder: Path, configuration: str) -> float:
+def share_loaded(arm: Arm, folder: Path, configuration: str, trust_plans: bool = False) -> float:
     """Load an arm's file into the network that nnU-Net will build; returns the share of parameters that it gives.
 
     Raises:
@@ -178,7 +182,7 @@ def share_loaded(arm: Arm, folder: Path, configuration: str) -> float:
             "need from a network that was trained on the same cases. Choose the configuration of one stage, such as "
             "3d_fullres or 3d_lowres."
         )
-    built = build_target(Target(plan.plans, plan.dataset, configuration, arm.trainer))
+    built = build_target(Target(plan.plans, plan.dataset, configuration, arm.trainer, trust_plans))
     with _without_tables():
         fraction = float(load_pretrained(built.network, arm.weights, images=images).fraction)
     if fraction < LITTLE:
@@ -212,7 +216,7 @@ def pretraining_of(source: str) -> Mapping[str, Any]:
 
 def _plans_for(source: str, about: Mapping[str, Any], settings: StudySettings, folder: Path) -> str:
     network = str(about.get("network", "plans"))
-    plans = settings.plans or _planned(about, network)
+    plans = check_name(settings.plans or _planned(about, network), "plans", None if settings.plans else Path(source))
     if ":" in network and settings.plans is None:
         raise ValueError(
             f"{source} is of {network}, a network that no plans can name. Give plans (-p) and a trainer (-tr) that "

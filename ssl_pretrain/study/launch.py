@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
-from ssl_pretrain.files import write_json
+from ssl_pretrain.files import write_atomic, write_json
 from ssl_pretrain.study import worker
 from ssl_pretrain.study.design import Run
 from ssl_pretrain.study.machine import available_cores
@@ -29,11 +29,18 @@ log = logging.getLogger("ssl_pretrain")
 WORKER = worker.__name__
 
 
+def worker_command() -> list[str]:
+    """How a run is started: the current folder is no place to find modules in, whatever lies there."""
+    # Python 3.10 has no such option.
+    return [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", WORKER]
+
+
 def gather(study: Study) -> Analysis:
     """Write ``study.json``, ``study.md`` and ``study.png`` from the results that are there."""
     analysis = analyse(study)
     write_json(to_json(study, analysis), study.folder / FILE)
-    (study.folder / "study.md").write_text(markdown(study, analysis), encoding="utf-8")
+    text = markdown(study, analysis)
+    write_atomic(study.folder / "study.md", "w", lambda handle: handle.write(text))
     draw_study(study, analysis, study.folder / "study.png")
     return analysis
 
@@ -118,7 +125,8 @@ class Launcher:
         env = dict(os.environ)
         if len(self.gpus) > 1:
             env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        command = [sys.executable, "-m", WORKER, str(self.study.folder), run.name, "-threads", str(self.threads)]
+        command = [*worker_command(), str(self.study.folder), run.name, "-threads", str(self.threads)]
+        command += ["-trust_plans"] * self.study.trust_plans
         # A group of its own, with all that it starts; and a pipe that closes when this process ends, however it ends.
         process = subprocess.Popen(
             [*command, "--watch"],
@@ -195,6 +203,7 @@ def slurm_script(study: Study, jobs: int) -> str:
     limit = f"%{jobs}" if jobs > 1 else ""
     gpu = ["#SBATCH --gres=gpu:1"] if study.settings.device == "cuda" else []
     folder = shlex.quote(str(study.folder))
+    trust = " -trust_plans" * study.trust_plans
     lines = [
         "#!/bin/bash",
         f"#SBATCH --job-name=study_{study.dataset}",
@@ -208,7 +217,7 @@ def slurm_script(study: Study, jobs: int) -> str:
         "runs=(",
         *(f"  {shlex.quote(run.name)}" for run in pending),
         ")",
-        f'exec {shlex.quote(sys.executable)} -m {WORKER} {folder} "${{runs[$SLURM_ARRAY_TASK_ID]}}"',
+        f'exec {shlex.join(worker_command())} {folder} "${{runs[$SLURM_ARRAY_TASK_ID]}}"{trust}',
     ]
     return "\n".join(lines) + "\n"
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from ssl_pretrain.data.locate import dataset_number
+from ssl_pretrain.data.splits import in_both
+from ssl_pretrain.files import read_json
 from ssl_pretrain.study.arms import Arm, local_file, pretraining_of
 
+NO_LIST = "Take the file that came with the weights, or delete this one: then the fold decides that is in the weights."
 
-def refuse_supervised(arms: Iterable[Arm], dataset: str, folds: Iterable[int]) -> None:
+
+class CaseLists(BaseModel):
+    """What is read of ``cases.json``."""
+
+    train: list[str]
+
+
+def refuse_supervised(arms: Iterable[Arm], dataset: str, folds: Iterable[int], splits: Path) -> None:
     """Refuse networks that nnU-Net trained with the labels of validation cases.
 
     Args:
         arms: of the study.
         dataset: its name.
         folds: of the study.
+        splits: the dataset's ``splits_final.json``; need not exist.
 
     Raises:
         ValueError: names the file and the fold that it was trained on.
@@ -27,7 +40,7 @@ def refuse_supervised(arms: Iterable[Arm], dataset: str, folds: Iterable[int]) -
         said = read_weights(local_file(arm.weights)).metadata if arm.weights else {}
         if said.get("dataset_name") != dataset or "fold" not in said:
             continue
-        if wrong := [fold for fold in folds if said["fold"] != str(fold)]:
+        if wrong := [fold for fold in folds if said["fold"] != str(fold) or in_both(fold, splits)]:
             raise ValueError(
                 f"{arm.weights} was trained by nnU-Net with the labels of {dataset}, fold {said['fold']}: validation "
                 f"cases of fold {wrong[0]} are among its training cases, and a study would measure memory. Give "
@@ -48,7 +61,7 @@ def saw_cases(arm: Arm, dataset: str, number: str, fold: int, validation: Iterab
         return []
     cases = local_file(arm.weights).parent / "cases.json"
     if cases.is_file():
-        listed = json.loads(cases.read_text(encoding="utf-8")).get("train", [])
+        listed = read_json(cases, CaseLists, remedy=NO_LIST).train
         # Dataset, folder and identifier; without the dataset, cases of two would be mixed up.
         seen = {name.rpartition("/")[2] for name in listed if name.startswith(f"{dataset}/")}
         return sorted(seen & set(validation))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +10,14 @@ from typing import Any
 
 from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.locate import locate
-from ssl_pretrain.data.splits import load_fold
-from ssl_pretrain.files import write_json
+from ssl_pretrain.data.splits import load_fold, read_splits
+from ssl_pretrain.files import check_case_names, check_plan_names, read_json, write_json
 from ssl_pretrain.study.design import Run, subset
 
 TRUTH = "gt_segmentations"
 SPLITS = "splits_final.json"
+
+ANEW = "Remove it, and splits_final.json beside it, and the study makes both anew."
 
 Folds = Mapping[int, Mapping[str, list[str]]]
 """Fold -> ``train`` and ``validation`` -> cases."""
@@ -35,7 +36,7 @@ def read_folds(
         splits: where the study keeps its copy of the splits.
 
     Raises:
-        ValueError: a fold whose validation cases are trained on, or that has too few cases.
+        ValueError: a fold that has too few cases, or a file of splits of another layout.
         FileNotFoundError: not preprocessed, or without the labels that predictions are compared with.
     """
     files, plan = locate(folder.name, configuration, plans)
@@ -50,10 +51,10 @@ def read_folds(
     found = {}
     for number in folds:
         fold = load_fold(str(number), identifiers, splits)
-        if both := sorted(set(fold.train) & set(fold.validation)):
+        if set(fold.train) & set(fold.validation):
             raise ValueError(
-                f"Fold {number} of {files.splits} validates on {len(both)} cases that it trains on, e.g. {both[0]}: "
-                "a study would measure memory. Correct the file, or choose another fold (-folds)."
+                f"Fold {number} of {files.splits} has a single case, which it would validate on: a study would measure "
+                "memory. Choose another fold (-folds)."
             )
         found[number] = {"train": sorted(fold.train), "validation": sorted(fold.validation)}
         _check_truth(folder / TRUTH, found[number]["validation"], str(plan.dataset["file_ending"]))
@@ -93,12 +94,30 @@ def make_mirror(source: Path, root: Path, configuration: str, plans: Sequence[st
     for name in ("dataset.json", "dataset_fingerprint.json", *(f"{name}.json" for name in plans)):
         if (source / name).is_file() and not (target / name).exists():
             shutil.copyfile(source / name, target / name)
-    folders = {
-        PlansManager(str(target / f"{name}.json")).get_configuration(configuration).data_identifier for name in plans
-    }
+    contents = {target / f"{name}.json": read_json(target / f"{name}.json") for name in plans}
+    for file, content in contents.items():
+        check_plan_names(content, file)
+    folders = {PlansManager(content).get_configuration(configuration).data_identifier for content in contents.values()}
     for name in (*sorted(folders), TRUTH):
         _link_files(source / name, target / name)
     return target
+
+
+def read_mirrored_plans(mirror: Path, plans: str) -> dict[str, Any]:
+    """Plans as a run will see them, if no name in them or in the splits leads out of the folders of the study.
+
+    Args:
+        mirror: the dataset's folder.
+        plans: their name.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, damaged, or has such a name.
+    """
+    content = read_json(mirror / f"{plans}.json")
+    check_plan_names(content, mirror / f"{plans}.json")
+    for split in read_json(mirror / SPLITS, list[dict[str, list[Any]]]):
+        check_case_names((case for part in split.values() for case in part), mirror / SPLITS)
+    return content
 
 
 def is_broken(root: Path) -> bool:
@@ -129,14 +148,17 @@ def _link_files(source: Path, target: Path) -> None:
 def add_splits(mirror: Path, runs: Iterable[Run], folds: Folds) -> dict[tuple[int, int, int], int]:
     """Give every subset a fold of the mirror's ``splits_final.json``; those that are there keep their number.
 
+    Raises:
+        ValueError: a file of the mirror is damaged; names it.
+
     Returns:
         Subset (fold, seed, cases) -> number of the fold that nnU-Net is asked for.
     """
     names, file = mirror / "subsets.json", mirror / SPLITS
-    splits: list[Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    known: list[Any] = json.loads(names.read_text(encoding="utf-8"))[: len(splits)] if names.is_file() else []
+    splits = read_splits(file) if file.is_file() else []
+    known = read_json(names, list[tuple[int, int, int]], remedy=ANEW)[: len(splits)] if names.is_file() else []
     splits = splits[: len(known)]
-    numbers = {tuple(key): number for number, key in enumerate(known)}
+    numbers = {key: number for number, key in enumerate(known)}
     for run in runs:
         if run.subset in numbers:
             continue
@@ -144,7 +166,7 @@ def add_splits(mirror: Path, runs: Iterable[Run], folds: Folds) -> dict[tuple[in
         cases = folds[run.fold]
         train = subset(cases["train"], run.cases, run.seed, run.fold)
         splits.append({"train": train, "val": list(cases["validation"])})
-        known.append(list(run.subset))
+        known.append(run.subset)
     # The names first: of two files that a killed process left unequally long, the longer one is cut.
     write_json(known, names)
     write_json(splits, file)

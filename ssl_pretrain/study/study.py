@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.data.locate import find_dataset
-from ssl_pretrain.files import read_json, write_json
+from ssl_pretrain.files import check_case_names, check_name, read_json, validated, write_json
 from ssl_pretrain.study.arms import Arm, add_arms, check_weights, digest, is_gone, local_file
 from ssl_pretrain.study.design import MAY_CHANGE, Run, Size, StudySettings, disagreements, runs_of, sizes_of
 from ssl_pretrain.study.leaks import refuse_supervised, seen_cases
 from ssl_pretrain.study.machine import PREPROCESSED, machine
 from ssl_pretrain.study.mirror import add_splits, is_broken, make_mirror, read_folds
+from ssl_pretrain.study.stored import Failure, Result, StoredStudy
 
 log = logging.getLogger("ssl_pretrain")
 
+NOT_OURS = "It is not what this command writes. Choose another folder with -o."
+AGAIN = "Remove this file, and --c runs this run again."
 FILE, RUNS, RESULT, FAILURE, LOG = "study.json", "runs", "result.json", "failure.json", "log.txt"
 SOURCE_SPLITS = "splits_of_the_dataset.json"
 
@@ -41,6 +43,7 @@ class Study:
         numbers: subset of a run -> fold of the study's own ``splits_final.json``.
         begun: versions, machine and time of the beginning.
         warnings: sentences that belong to every table of the study.
+        trust_plans: whether plans may name code of any package; said anew on every command line, and not kept.
     """
 
     folder: Path
@@ -54,6 +57,7 @@ class Study:
     numbers: dict[tuple[int, int, int], int]
     begun: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+    trust_plans: bool = False
 
     def arm(self, name: str) -> Arm:
         """An arm by its name."""
@@ -113,37 +117,36 @@ class Study:
         file = folder / FILE
         if not file.is_file():
             raise FileNotFoundError(f"{folder} holds no study: there is no {FILE}. Begin one with -d, -c and -w.")
-        content = read_json(file)
-        try:
-            return cls._from_dict(folder, content)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{file} is not what this command writes ({type(error).__name__}: {error}). Choose another folder "
-                "with -o."
-            ) from error
-
-    @classmethod
-    def _from_dict(cls, folder: Path, content: Mapping[str, Any]) -> Study:
-        settings = StudySettings.from_dict(content["settings"])
-        arms = [Arm(**entry) for entry in content["arms"]]
-        sizes = [Size(s["label"], {int(f): n for f, n in s["cases"].items()}) for s in content["sizes"]]
+        stored = read_json(file, StoredStudy, remedy=NOT_OURS)
+        # nnU-Net makes paths of them.
+        check_name(stored.dataset.name, "dataset", file)
+        check_name(stored.settings.configuration, "configuration", file)
+        for arm in stored.arms:
+            check_name(arm.plans, f"plans of arm {arm.name}", file)
+        for fold in stored.dataset.folds.values():
+            check_case_names((*fold.train, *fold.validation), file)
         return cls(
             folder=folder,
-            settings=settings,
-            dataset=content["dataset"]["name"],
-            labels=content["dataset"]["labels"],
-            arms=arms,
-            sizes=sizes,
-            folds={int(fold): cases for fold, cases in content["dataset"]["folds"].items()},
-            runs=runs_of([arm.name for arm in arms], settings, sizes),
-            numbers={(f, s, n): number for f, s, n, number in content["subsets"]},
-            begun={name: content[name] for name in ("begun", "versions", "machine")},
-            warnings=content.get("warnings", []),
+            settings=stored.settings,
+            dataset=stored.dataset.name,
+            labels=stored.dataset.labels,
+            arms=stored.arms,
+            sizes=stored.amounts,
+            folds={number: fold.model_dump() for number, fold in stored.dataset.folds.items()},
+            runs=runs_of([arm.name for arm in stored.arms], stored.settings, stored.amounts),
+            numbers={(f, s, n): number for f, s, n, number in stored.subsets},
+            begun=stored.model_dump(include={"begun", "versions", "machine"}),
+            warnings=stored.warnings,
         )
 
 
-def begin(settings: StudySettings, folder: Path) -> Study:
+def begin(settings: StudySettings, folder: Path, *, trust_plans: bool = False) -> Study:
     """Prepare a new study: arms, subsets, and the dataset as its runs will see it.
+
+    Args:
+        settings: of the study.
+        folder: everything of the study is below it.
+        trust_plans: whether plans may name code of any package.
 
     Raises:
         FileExistsError: the folder holds a study, or something else.
@@ -170,17 +173,22 @@ def begin(settings: StudySettings, folder: Path) -> Study:
         "versions": versions(),
         "machine": machine(settings.device),
     }
-    return _prepare(settings, folder, source, begun)
+    return _prepare(settings, folder, source, begun, trust_plans=trust_plans)
 
 
-def resume(settings: StudySettings, folder: Path) -> Study:
+def resume(settings: StudySettings, folder: Path, *, trust_plans: bool = False) -> Study:
     """Go on with a study, with more arms, amounts, folds or seeds if they are asked for.
+
+    Args:
+        settings: of the study, with what is asked for.
+        folder: of the study.
+        trust_plans: whether plans may name code of any package.
 
     Raises:
         FileNotFoundError: there is no study in the folder, or a file of weights is gone.
         ValueError: other settings, with the list of what differs; or a file of weights that has changed.
     """
-    stored = Study.read(folder)
+    stored = replace(Study.read(folder), trust_plans=trust_plans)
     study = follow_weights(stored, settings.weights)
     if differing := disagreements(study.settings, settings):
         raise ValueError(
@@ -197,7 +205,8 @@ def resume(settings: StudySettings, folder: Path) -> Study:
             study = replace(study, settings=settings)
             write_json(study.to_dict(), folder / FILE)
         return study
-    return _prepare(settings, folder, find_dataset(study.dataset), study.begun, study.arms, study.folds)
+    source = find_dataset(study.dataset)
+    return _prepare(settings, folder, source, study.begun, study.arms, study.folds, trust_plans=trust_plans)
 
 
 def follow_weights(study: Study, wanted: Iterable[str]) -> Study:
@@ -226,15 +235,17 @@ def _prepare(
     begun: Mapping[str, Any],
     known: Sequence[Arm] = (),
     known_folds: Mapping[int, dict[str, list[str]]] | None = None,
+    *,
+    trust_plans: bool,
 ) -> Study:
     """Everything on disk that runs need; arms and folds that a study has already stay as they are."""
-    arms = add_arms(settings, source, known)
+    arms = add_arms(settings, source, known, trust_plans=trust_plans)
     folds = dict(known_folds or {})
     new = [fold for fold in settings.folds if fold not in folds]
     folds |= read_folds(source, settings.configuration, arms[0].plans, new, folder / SOURCE_SPLITS)
     folds = {fold: folds[fold] for fold in settings.folds}
     sizes = sizes_of(settings, {fold: len(cases["train"]) for fold, cases in folds.items()})
-    refuse_supervised(arms, source.name, folds)
+    refuse_supervised(arms, source.name, folds, folder / SOURCE_SPLITS)
     runs = runs_of([arm.name for arm in arms], settings, sizes)
     mirror = _mirror(source, folder, settings.configuration, arms)
     study = Study(
@@ -249,6 +260,7 @@ def _prepare(
         numbers=add_splits(mirror, runs, folds),
         begun=dict(begun),
         warnings=seen_cases(arms, source.name, folds),
+        trust_plans=trust_plans,
     )
     write_json(study.to_dict(), folder / FILE)
     for warning in study.warnings:
@@ -264,7 +276,7 @@ def label_names(labels: Mapping[str, Any]) -> dict[str, str]:
     """Key of a label, or of a region, in nnU-Net's ``summary.json`` -> its name; without background and ``ignore``."""
     found = {}
     for name, value in labels.items():
-        if name == "ignore" or value == 0:
+        if name == "ignore" or value in (0, "0"):
             continue
         found[str(value) if isinstance(value, int) else str(tuple(value))] = name
     return found
@@ -278,11 +290,13 @@ def versions() -> dict[str, str]:
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
-    """A run's result or failure; None where there is none."""
+    """A run's result or failure; None where there is none.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
     if not file.is_file():
         return None
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged ({error}). Remove it, and --c runs this run again.") from error
+    content = read_json(file, remedy=AGAIN)
+    validated(content, Result if file.name == RESULT else Failure, file, remedy=AGAIN)
     return content

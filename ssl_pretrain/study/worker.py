@@ -6,7 +6,6 @@ Everything that the run needs is in the study's folder, so it can be started on 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -16,22 +15,22 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ssl_pretrain.allocator import keep_freed_memory
-from ssl_pretrain.files import write_json
-from ssl_pretrain.study.arms import check_weights
+from ssl_pretrain.files import BusyError, locked, read_json, write_json
+from ssl_pretrain.study.arms import Arm, check_weights
 from ssl_pretrain.study.design import Run
 from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
+from ssl_pretrain.study.mirror import read_mirrored_plans
 from ssl_pretrain.study.results import mean_dice
+from ssl_pretrain.study.stored import Summary
 from ssl_pretrain.study.study import FAILURE, LOG, RESULT, Study, versions
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth")
-LOCK = "lock"
 BUSY = 75
 """Exit status of a run that another process is at; ``EX_TEMPFAIL`` of sysexits.h."""
 
@@ -42,19 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="of the study")
     parser.add_argument("run", help="name of the run: its folder in FOLDER/runs")
     parser.add_argument("-threads", type=int, help="cores that are the run's (default: all that may be used)")
+    parser.add_argument("-trust_plans", action="store_true", help="as of nnUNetv2_pretrain_study")
     parser.add_argument("--watch", action="store_true", help="end when standard input does")
     given = parser.parse_args(arguments)
     if given.watch:
         threading.Thread(target=end_with_parent, daemon=True).start()
-    study = Study.read(given.folder.resolve())
+    study = replace(Study.read(given.folder.resolve()), trust_plans=given.trust_plans)
     run = study.run(given.run)
     folder = study.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        # The system lets go of it when this process ends, however it ends.
-        with FileLock(folder / LOCK, timeout=0):
+        with locked(folder):
             return perform(study, run, given.threads or available_cores())
-    except Timeout:
+    except BusyError:
         sys.stderr.write(f"{run.name} is being run by another process.\n")
         return BUSY
 
@@ -133,6 +132,7 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
     torch.set_num_threads(threads if settings.device == "cpu" else 1)
     if env["nnUNet_def_n_proc"] == "1":
         training.validate_in_threads()
+    check_plans(study, arm)
     number = study.numbers[run.subset]
     trainer, loaded = training.build_trainer(settings, study.dataset, arm, number, run.seed, checkpoint)
     # Again: networks and files of weights have drawn differently, and a run that goes on must not see the same again.
@@ -156,6 +156,19 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
         "versions": versions(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def check_plans(study: Study, arm: Arm) -> None:
+    """Look again at the plans that nnU-Net is about to build a network by: a study's folder may come from elsewhere.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~.mirror.read_mirrored_plans` and
+            :func:`~ssl_pretrain.transfer.adapt.check_target`.
+    """
+    from ssl_pretrain.transfer.adapt import Target, check_target
+
+    plans = read_mirrored_plans(study.folder / PREPROCESSED / study.dataset, arm.plans)
+    check_target(Target(plans, {}, study.settings.configuration, arm.trainer, study.trust_plans))
 
 
 def durations(trainer: Any, validation: float, process: float) -> dict[str, float]:
@@ -193,16 +206,18 @@ def read_summary(summary: Path, labels: Mapping[str, str], cases: Sequence[str],
         ending: of the files of predictions.
 
     Raises:
-        ValueError: other cases were predicted.
+        ValueError: other cases were predicted, or the file is damaged; names it.
     """
-    content = json.loads(summary.read_text(encoding="utf-8"))
-    entries = content["metric_per_case"]
-    there = {key for key in labels if any(entry["metrics"][key]["n_ref"] for entry in entries)}
+    entries = read_json(summary, Summary, not_finite=True).metric_per_case
+    if lacking := sorted(key for key in labels if any(key not in entry.metrics for entry in entries)):
+        raise ValueError(f"{summary} has cases without the metrics of label {lacking[0]}, which dataset.json names.")
+    there = {key for key in labels if any(entry.metrics[key].n_ref for entry in entries)}
     per_case = {}
     for entry in entries:
-        name = Path(entry["prediction_file"]).name.removesuffix(ending)
-        dice = {key: entry["metrics"][key]["Dice"] if key in there else None for key in labels}
-        per_case[name] = {labels[key]: _number(value) for key, value in dice.items()}
+        name = Path(entry.prediction_file).name.removesuffix(ending)
+        dice = {key: entry.metrics[key].dice if key in there else None for key in labels}
+        # JSON has no NaN.
+        per_case[name] = {labels[key]: None if v is None or math.isnan(v) else v for key, v in dice.items()}
     if set(per_case) != set(cases):
         raise ValueError(
             f"{summary} is about {len(per_case)} cases, not the {len(cases)} validation cases of the study."
@@ -213,11 +228,6 @@ def read_summary(summary: Path, labels: Mapping[str, str], cases: Sequence[str],
             f"No validation case has a label ({summary}): there is nothing to compare. Choose another fold."
         )
     return {"dice": mean, "labels": per_label, "per_case": per_case}
-
-
-def _number(value: Any) -> float | None:
-    """A Dice as JSON can hold it; None where neither prediction nor truth has the label."""
-    return float(value) if isinstance(value, (int, float)) and value == value else None
 
 
 if __name__ == "__main__":

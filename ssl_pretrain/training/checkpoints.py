@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from ssl_pretrain.files import save_atomic
+from ssl_pretrain.files import archive_fault, save_atomic
 from ssl_pretrain.training.history import History
 
 log = logging.getLogger("ssl_pretrain")
 
 LATEST, PREVIOUS = "checkpoint_latest.ckpt", "checkpoint_previous.ckpt"
 BEST, FINAL = "checkpoint_best.pth", "checkpoint_final.pth"
+CONFIG = "config.json"
+
+ENTRIES = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops", "epoch", "global_step")
+"""What Lightning restores of a checkpoint."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -47,6 +52,13 @@ def last_good(folder: Path) -> str:
     good = folder / LATEST
     kept = f"The last good checkpoint is {good}" if good.exists() else "No checkpoint had been saved yet"
     return f"{kept}; nothing was overwritten."
+
+
+def continue_with(folder: Path) -> str:
+    """What to do with a run that was stopped, as a sentence."""
+    if any((folder / name).exists() for name in (LATEST, PREVIOUS)):
+        return "Continue with --c."
+    return "Start it again."
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -109,14 +121,25 @@ class Checkpoints(Checkpoint):
         save_atomic(self.export(len(self.history.rows)), self.folder / FINAL)
 
 
-def find_resumable(folder: Path) -> Path:
+def find_resumable(folder: Path) -> Path | None:
     """The checkpoint to continue from: the latest, or the one before where the latest is damaged.
 
+    Returns:
+        None for a run that ended before its first checkpoint: there is nothing to continue from, and nothing to lose.
+
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no run, or only its final weights.
         ValueError: there are only damaged ones.
     """
     candidates = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).is_file()]
+    if not candidates and (folder / FINAL).is_file():
+        raise FileNotFoundError(
+            f"--c: {folder} holds {FINAL} and no {LATEST}, so the run cannot be continued. Use its weights, or choose "
+            "another folder with -o."
+        )
+    if not candidates and (folder / CONFIG).is_file():
+        log.warning("--c: the run in %s ended before its first checkpoint. It begins anew.", folder)
+        return None
     if not candidates:
         raise FileNotFoundError(
             f"--c: there is no {LATEST} in {folder} to continue from. Start the run without --c, or give its folder "
@@ -129,16 +152,41 @@ def find_resumable(folder: Path) -> Path:
         log.warning("%s is damaged (%s).", candidate, fault)
         if candidate != candidates[-1]:
             log.warning("Falling back to the checkpoint before it: %s.", candidates[-1])
-    raise ValueError(f"--c: no checkpoint in {folder} can be read. Start again without --c in another folder (-o).")
+    raise ValueError(
+        f"--c: no checkpoint in {folder} can be read ({', '.join(c.name for c in candidates)}). Start again without "
+        "--c in another folder (-o)."
+    )
 
 
 def fault_of(file: Path) -> str | None:
-    """Why a checkpoint cannot be read, or None."""
+    """Why a checkpoint cannot be continued from, or None."""
+    if not zipfile.is_zipfile(file):
+        return "it is cut off, or no checkpoint"
+    if (fault := archive_fault(file)) is not None:
+        return fault
     try:
-        torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return None
+    missing = [name for name in ENTRIES if not isinstance(content, dict) or name not in content]
+    return f"it has no {', '.join(missing)}" if missing else None
+
+
+def check_fits(checkpoint: Path, module: nn.Module) -> None:
+    """Refuse to continue from a checkpoint of another network, before anything of it is restored.
+
+    Raises:
+        ValueError: names the first tensor that is missing, too much, or of another shape.
+    """
+    stored = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+    here = module.state_dict()
+    for name in dict.fromkeys([*here, *stored]):
+        shapes = [tuple(part[name].shape) if name in part else "missing" for part in (stored, here)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{checkpoint} is of another network: {name} is {shapes[0]} in the file, {shapes[1]} in the network. "
+                "Continue with the version of this library that wrote it, or choose another folder with -o."
+            )
 
 
 def random_state() -> dict[str, Any]:

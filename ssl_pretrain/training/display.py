@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from math import inf, isfinite
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
 
 from ssl_pretrain.data.batches import Sample, assemble
@@ -24,12 +26,27 @@ log = logging.getLogger("ssl_pretrain")
 PICTURE = 10**6
 """Path element that keeps the mask of the picture apart from those of validation batches."""
 
+WIDEST = 150
+"""Columns of a progress bar."""
+
 CANDIDATES = 8
 """Validation crops among which that of the picture is chosen: many crops of a scan are all air."""
 
 
+class NarrowBar(Tqdm):
+    """A bar of tqdm that is no wider than :data:`WIDEST`, also where the terminal is.
+
+    A line is wiped out with as many blanks as it has columns, and what runs commands often claims thousands of them.
+    """
+
+    @staticmethod
+    def format_meter(*args: Any, ncols: int | None = None, **kwargs: Any) -> Any:
+        """The text of the bar."""
+        return Tqdm.format_meter(*args, ncols=ncols and min(ncols, WIDEST), **kwargs)
+
+
 class Bar(TQDMProgressBar):
-    """Lightning's bar with images per second and the time the whole run has left."""
+    """Lightning's bar with images per second and the time the whole run has left, once they are known."""
 
     def __init__(self, history: History, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=False)
@@ -39,17 +56,35 @@ class Bar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """What Lightning shows, without the version number, plus pace and time left."""
-        metrics = super().get_metrics(trainer, pl_module)
+        metrics: dict[str, int | str | float | dict[str, float]] = {}
+        # First: what a narrow terminal has no room for is cut off at the end.
+        if (left := self.history.seconds_left(trainer)) is not None:
+            metrics["left"] = format_seconds(left)
+        metrics |= super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        rate = self.train_progress_bar.format_dict.get("rate") if self._train_progress_bar is not None else None
-        if rate:
-            metrics["images/s"] = f"{rate * self.history.batch_size:.2f}"
-        left = self.history.seconds_left(trainer)
-        if not left and rate:
-            done = trainer.global_step * trainer.accumulate_grad_batches
-            left = ((trainer.max_epochs or 0) * trainer.num_training_batches - done) / rate
-        metrics["left"] = format_seconds(left)
+        if pace := self.history.seconds_per_batch():
+            metrics["images/s"] = f"{self.history.batch_size / pace:.2f}"
         return metrics
+
+    def init_train_tqdm(self) -> NarrowBar:
+        """Lightning's bar of training, of a readable width."""
+        return self._narrow(desc=self.train_description, leave=True, smoothing=0)
+
+    def init_validation_tqdm(self) -> NarrowBar:
+        """Lightning's bar of validation, below that of training, of a readable width."""
+        return self._narrow(desc=self.validation_description, leave=False, position=1)
+
+    def _narrow(self, **options: Any) -> NarrowBar:
+        return NarrowBar(
+            disable=self.is_disabled, dynamic_ncols=True, file=sys.stdout, bar_format=self.BAR_FORMAT, **options
+        )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the bars as they stand: open ones are wiped out with blanks before every line that follows."""
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None and not bar.disable:
+                bar.leave = True
+                bar.close()
 
 
 class Pictures(Callback):
@@ -74,7 +109,8 @@ class Pictures(Callback):
         method = cast("Method", pl_module)
         batch = self._fixed_sample(trainer, method)
         with torch.no_grad():
-            arrays = method.pictures(batch, method.generator_for(VALIDATION_STREAM, PICTURE))
+            seeded = method.seeded(batch, VALIDATION_STREAM, PICTURE)
+            arrays = method.pictures(seeded, method.generator_for(VALIDATION_STREAM, PICTURE))
         title = f"{type(method).__name__}, epoch {epoch}, {', '.join(batch['case'])}"
         try:
             self.folder.mkdir(exist_ok=True)

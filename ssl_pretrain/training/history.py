@@ -37,6 +37,7 @@ class History(Callback):
         self.show_every = show_every
         self._walls: list[float] = []
         self._wall_started = time.perf_counter()
+        self._batch_ends: tuple[float, float, int] | None = None
         self.batch_size = batch_size
         self.rows: list[dict[str, float]] = []
         self._train, self._validation = LossMean(), LossMean()
@@ -58,7 +59,7 @@ class History(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock with the first step that this process takes of an epoch."""
         if not self._started:
-            self._started = time.perf_counter()
+            self._started, self._batch_ends = time.perf_counter(), None
 
     def on_train_batch_end(
         self,
@@ -69,6 +70,10 @@ class History(Callback):
         batch_idx: int,
     ) -> None:
         """Add the step's loss and show it in the progress bar."""
+        now = time.perf_counter()
+        # From the end of the first batch on: before it readers start and kernels are chosen.
+        first, _, batches = self._batch_ends or (now, now, -1)
+        self._batch_ends = first, now, batches + 1
         # Lightning has divided it for the mean over accumulated batches.
         loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
         self._train.add(loss)
@@ -131,14 +136,30 @@ class History(Callback):
             row["lr"],
             row["images_per_second"],
             row["epoch_seconds"],
-            format_seconds(self.seconds_left(trainer)),
+            format_seconds(self.seconds_left(trainer) or 0.0),
         )
 
-    def seconds_left(self, trainer: Trainer) -> float:
-        """Time the remaining epochs will take at this process's pace, validation included; 0 in its first epoch."""
-        if not self._walls:
-            return 0.0
-        return sum(self._walls) / len(self._walls) * ((trainer.max_epochs or 0) - len(self.rows))
+    def seconds_per_batch(self) -> float | None:
+        """Pace of this process in the running epoch; None before its second batch."""
+        if self._batch_ends is None or not self._batch_ends[2]:
+            return None
+        first, last, batches = self._batch_ends
+        return (last - first) / batches
+
+    def seconds_left(self, trainer: Trainer) -> float | None:
+        """Time that the rest of the run will take at this process's pace; None while that is unknown.
+
+        In its first epoch the pace is that of the batches, without validation, later that of whole epochs.
+        """
+        epochs = trainer.max_epochs or 0
+        if self._walls:
+            whole = sum(self._walls) / len(self._walls) * (epochs - len(self.rows))
+            return max(0.0, whole - (time.perf_counter() - self._wall_started))
+        pace = self.seconds_per_batch()
+        if pace is None:
+            return None
+        done = trainer.global_step * trainer.accumulate_grad_batches
+        return (epochs * trainer.num_training_batches - done) * pace
 
     def write_csv(self) -> None:
         """All rows, written beside and renamed."""

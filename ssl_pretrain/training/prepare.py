@@ -14,8 +14,10 @@ from ssl_pretrain.config import PretrainConfig
 from ssl_pretrain.data.cases import MaskKind
 from ssl_pretrain.data.filters import parse_filters
 from ssl_pretrain.data.locate import DatasetFiles, Plan, environment_folder, locate, locate_explicit
+from ssl_pretrain.data.memory import check_shared_memory
 from ssl_pretrain.data.module import CropData
 from ssl_pretrain.data.selection import Selection, check_agreement, select
+from ssl_pretrain.files import check_name
 from ssl_pretrain.functional.geometry import Triple, check_patch
 from ssl_pretrain.methods import Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import build_backbone
@@ -57,7 +59,7 @@ class Run:
         return self.method.patch
 
 
-def prepare(config: PretrainConfig, *, resume: bool = False) -> Run:
+def prepare(config: PretrainConfig, *, resume: bool = False, trust_plans: bool = False) -> Run:
     """Find the data, build network and method, check that everything fits.
 
     A run that is continued does not read ``pretrained_weights`` again: its checkpoint has them.
@@ -89,15 +91,17 @@ def prepare(config: PretrainConfig, *, resume: bool = False) -> Run:
         balance=config.balance,
         masks=_masks(config),
     )
-    method = _method(config, plan, resume)
+    method = _method(config, plan, resume, trust_plans)
     _check_cases(method, cases)
+    data = _data(config, cases, method.crops_per_sample)
+    check_shared_memory(data.shared_bytes(plan.input_channels) * config.num_gpus)
     return Run(
         config,
         files,
         plan,
         cases,
         method,
-        _data(config, cases, method.crops_per_sample),
+        data,
         output_folder(config, files, plan),
         _untrained(config, method),
     )
@@ -139,7 +143,8 @@ def output_folder(config: PretrainConfig, files: DatasetFiles, plan: Plan) -> Pa
     # A colon is not allowed in file names on Windows.
     network = config.network.replace(":", ".")
     name = f"{config.method}__{network}__{plan.name}__{plan.configuration}"
-    return environment_folder("nnUNet_results") / files.name / name / f"fold_{config.fold}"
+    check_name(name, "output folder of this method, network, plans and configuration,")
+    return environment_folder("nnUNet_results") / check_name(files.name, "dataset") / name / f"fold_{config.fold}"
 
 
 def check_device(config: PretrainConfig) -> None:
@@ -159,8 +164,8 @@ def check_device(config: PretrainConfig) -> None:
         raise ValueError("-precision 16 needs a GPU. Use -precision 32 or bf16 with -device cpu.")
     if getattr(config.task, "sparse", None) == "spconv":
         require_spconv(torch.device(config.device))
-    if config.device != "cuda" and config.num_gpus * config.num_nodes > 1:
-        raise ValueError(f"-num_gpus and -num_nodes need -device cuda, got {config.device}.")
+    if config.device == "mps" and config.num_gpus * config.num_nodes > 1:
+        raise ValueError("-num_gpus and -num_nodes need -device cuda or cpu, got mps.")
 
 
 def default_workers() -> int:
@@ -172,7 +177,7 @@ def default_workers() -> int:
     return int(min(get_allowed_n_proc_DA(), MOST_WORKERS, here))
 
 
-def _method(config: PretrainConfig, plan: Plan, resume: bool) -> Method:
+def _method(config: PretrainConfig, plan: Plan, resume: bool, trust_plans: bool) -> Method:
     torch.manual_seed(config.seed)
     patch = config.patch_size or plan.patch
     backbone = build_backbone(
@@ -182,6 +187,7 @@ def _method(config: PretrainConfig, plan: Plan, resume: bool) -> Method:
         num_classes=plan.num_classes,
         patch=patch,
         settings=config.network_settings,
+        trust_plans=trust_plans,
     )
     check_patch(patch, backbone.feature_maps[-1].stride)
     # A Primus normalises over the channels of a token.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,22 +15,27 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from pydantic import BaseModel
 
 from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.config import PretrainConfig
-from ssl_pretrain.files import write_json
+from ssl_pretrain.files import locked, read_json, remove_leftovers, write_json
 from ssl_pretrain.training.checkpoints import (
-    BEST,
+    CONFIG,
     FINAL,
     LATEST,
     PREVIOUS,
     AtomicCheckpointIO,
     Checkpoints,
+    NonFiniteLossError,
+    check_fits,
+    continue_with,
     find_resumable,
 )
 from ssl_pretrain.training.display import Bar, Pictures
+from ssl_pretrain.training.failures import plain_words
 from ssl_pretrain.training.fine_tuning import finetune_command, write_plans
-from ssl_pretrain.training.guards import FiniteLoss, StopSignal
+from ssl_pretrain.training.guards import FiniteLoss, PreemptedError, StopSignal, ctrl_c_is_no_exit
 from ssl_pretrain.training.history import History
 from ssl_pretrain.training.plateau import JUDGED_FROM, Plateau
 from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
@@ -39,8 +43,18 @@ from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 
 log = logging.getLogger("ssl_pretrain")
 
+ALIKE = (PreemptedError, NonFiniteLossError, KeyboardInterrupt)
+"""What ends all processes of a run alike: the first one speaks for them."""
+
 CASES = "cases.json"
 """The cases of a run, in its folder."""
+
+
+class StoredCases(BaseModel):
+    """``cases.json``: dataset, folder and identifier of every case."""
+
+    train: list[str]
+    validation: list[str]
 
 
 @dataclass(frozen=True)
@@ -61,33 +75,46 @@ class Result:
     finetune_command: str
 
 
-def pretrain(config: PretrainConfig, *, resume: bool = False) -> Result:
+def pretrain(config: PretrainConfig, *, resume: bool = False, trust_plans: bool = False) -> Result:
     """Pretrain a network and write its checkpoint.
 
     Args:
         config: every setting of the run.
         resume: continue from ``checkpoint_latest.ckpt`` of the output folder.
+        trust_plans: let the plans name code of packages other than torch, nnU-Net, MONAI and this one, and run it. No
+            setting of the configuration: a file that lies in a results folder must not say so.
 
     Raises:
         ValueError, FileNotFoundError: bad input; nothing was written.
         NonFiniteLossError: the loss became NaN or Inf; the last good checkpoint is intact.
         PreemptedError: SIGTERM; the run is saved.
+        RunFailedError: memory, a killed process; says what to do. Its cause is the error as it came.
+        KeyboardInterrupt: Ctrl-C; the last checkpoint is intact.
         OSError: a file cannot be written; the previous checkpoint is intact.
     """
     if config.device == "cpu":
         keep_freed_memory()
     checkpoint = find_resumable(resolve_folder(config)) if resume else None
-    run = prepare(config, resume=resume)
-    check_output(run, resume)
+    with plain_words(config):
+        run = prepare(config, resume=checkpoint is not None, trust_plans=trust_plans)
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _log_file(run.folder):
-        # Before training: a plans file that contradicts must not be found out after a thousand epochs.
-        plans_name = write_plans(run)
-        history, plateau = _fit(run, checkpoint)
-        final = run.folder / FINAL
-        command = finetune_command(run, final, plans_name)
-        warn_if_flat(run, plateau)
-        log.info("Finished: %s", final)
+    with _alone(run.folder):
+        check_output(run, resume)
+        if checkpoint is not None:
+            check_fits(checkpoint, run.method)
+        with _log_file(run.folder), plain_words(config, run.folder):
+            # Before training: a plans file that contradicts must not be found out after a thousand epochs.
+            plans_name = write_plans(run)
+            history, plateau = _fit(run, checkpoint)
+            final = run.folder / FINAL
+            if process_rank() == 0 and not final.is_file():
+                raise ValueError(
+                    f"The run ended after {len(history.rows)} of {config.epochs} epochs and left no {final}. "
+                    f"{continue_with(run.folder)}"
+                )
+            command = finetune_command(run, final, plans_name)
+            warn_if_flat(run, plateau)
+            log.info("Finished: %s", final)
     return Result(run.folder, final, history.rows, command)
 
 
@@ -104,8 +131,9 @@ def check_output(run: Run, resume: bool) -> None:
     Raises:
         ValueError: it holds another run, or this one was to be continued with other settings.
     """
-    stored = run.folder / "config.json"
-    holds_weights = any((run.folder / name).exists() for name in (LATEST, PREVIOUS, BEST, FINAL))
+    stored = run.folder / CONFIG
+    # Not the best weights alone: those are of a run that ended before its first checkpoint.
+    holds_weights = any((run.folder / name).exists() for name in (LATEST, PREVIOUS, FINAL))
     if holds_weights and not resume:
         raise ValueError(f"{run.folder} already holds a run. Continue it with --c, or choose another folder with -o.")
     if not stored.is_file():
@@ -129,7 +157,7 @@ def check_same_cases(run: Run) -> None:
     stored = run.folder / CASES
     if not stored.is_file():
         return
-    before: dict[str, list[str]] = json.loads(stored.read_text(encoding="utf-8"))
+    before = read_json(stored, StoredCases, remedy="Choose another folder with -o.").model_dump()
     for part, now in cases_of(run).items():
         if changed := set(before[part]) ^ set(now):
             raise ValueError(
@@ -162,10 +190,12 @@ def _fit(run: Run, checkpoint: Path | None) -> tuple[History, Plateau]:
     ]
     trainer = build_trainer(config, run, callbacks)
     if trainer.is_global_zero:
-        write_json(run.config.to_dict(), run.folder / "config.json")
+        write_json(run.config.to_dict(), run.folder / CONFIG)
         write_json(cases_of(run), run.folder / CASES)
     log_start(run, checkpoint)
-    trainer.fit(run.method, datamodule=run.data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    path = str(checkpoint) if checkpoint else None
+    with ctrl_c_is_no_exit(trainer, run.folder):
+        trainer.fit(run.method, datamodule=run.data, ckpt_path=path, weights_only=True)
     if trainer.is_global_zero and len(history.rows) == config.epochs and not (run.folder / FINAL).exists():
         # The run was complete but for this file: continuing it takes no step, and so ends no training.
         callbacks[-1].save_final()
@@ -177,7 +207,7 @@ def build_trainer(config: PretrainConfig, run: Run, callbacks: list[Any]) -> Tra
     cuda = config.device == "cuda"
     return Trainer(
         accelerator=config.device,
-        devices=config.num_gpus if cuda else 1,
+        devices=config.num_gpus,
         num_nodes=config.num_nodes,
         strategy="ddp" if config.num_gpus * config.num_nodes > 1 else "auto",
         precision=lightning_precision(config),  # type: ignore[arg-type]
@@ -273,23 +303,56 @@ def process_rank() -> int:
 
 
 @contextmanager
-def _log_file(folder: Path) -> Iterator[None]:
-    """Write the library's log to ``training_log_<time>.txt`` for the duration of a run, on the first process."""
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder of this one, whose first process does so for all."""
     if process_rank():
         yield
         return
+    with locked(folder):
+        remove_leftovers(folder)
+        yield
+
+
+class LogFile(logging.FileHandler):
+    """A log file that says once when it cannot be written, and not with a traceback for each line."""
+
+    complained = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Warn on the console that lines are missing."""
+        if not self.complained:
+            self.complained = True
+            log.warning("%s cannot be written any more: %s", self.baseFilename, sys.exc_info()[1])
+
+
+@contextmanager
+def _log_file(folder: Path) -> Iterator[None]:
+    """Write the library's log to ``training_log_<time>.txt`` for the duration of a run, and how the run ended.
+
+    Of several processes the first one writes; another one only the error that ends it, to ``…_rank<number>.txt``. The
+    error is not shown as a line of the log: who called the run gets it.
+    """
+    rank = process_rank()
     stamp = datetime.now().astimezone().strftime("%Y_%m_%d_%H_%M_%S")
-    handler = logging.FileHandler(folder / f"training_log_{stamp}.txt", encoding="utf-8")
+    name = f"training_log_{stamp}_rank{rank}.txt" if rank else f"training_log_{stamp}.txt"
+    handler = LogFile(folder / name, encoding="utf-8", delay=bool(rank))
+    handler.setLevel(logging.ERROR if rank else logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     previous = log.level
-    log.setLevel(logging.INFO)
+    if not rank:
+        log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
         yield
-    except Exception:
-        log.exception("The run stopped.", exc_info=sys.exc_info())
+    except (Exception, KeyboardInterrupt) as error:
+        if rank and isinstance(error, ALIKE):
+            raise
+        handler.handle(
+            log.makeRecord(log.name, logging.ERROR, __file__, 0, "The run stopped.", (), sys.exc_info())  # type: ignore[arg-type]
+        )
         raise
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # of a full disk, which has ended the run by then
+            handler.close()
         log.setLevel(previous)

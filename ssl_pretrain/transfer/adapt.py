@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from ssl_pretrain.files import save_atomic
+from ssl_pretrain.files import check_plan_names, save_atomic
 from ssl_pretrain.functional.geometry import as_triple
+from ssl_pretrain.networks.trust import refuse_foreign_code
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint, installed_versions
 from ssl_pretrain.transfer.extension import VARIABLE, trainer_environment
 from ssl_pretrain.transfer.hook import FUNCTION
@@ -23,6 +24,7 @@ from ssl_pretrain.transfer.images import images_of_plans
 from ssl_pretrain.transfer.load import Report, load_pretrained
 from ssl_pretrain.transfer.matching import slots_of, unwrap
 from ssl_pretrain.transfer.model_card import CARD, CONFIG, PLANS, REPORT, WEIGHTS
+from ssl_pretrain.transfer.plans import resolve_configuration
 from ssl_pretrain.transfer.recognition import Built, recognise
 from ssl_pretrain.transfer.safetensors_file import ENTRIES, SUFFIX, load_safetensors, save_safetensors
 from ssl_pretrain.transfer.sources.base import tensors_of
@@ -49,12 +51,15 @@ class Target:
         dataset: the dataset's ``dataset.json``.
         configuration: name of a configuration of the plans.
         trainer: name of the trainer's class.
+        trust_plans: whether the plans may name code of packages that we do not know, see
+            :func:`~ssl_pretrain.networks.trust.refuse_foreign_code`.
     """
 
     plans: Mapping[str, Any]
     dataset: Mapping[str, Any]
     configuration: str
     trainer: str = STOCK_TRAINER
+    trust_plans: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,8 +230,10 @@ def build_target(target: Target, seed: int = 0) -> Built:
 
     Raises:
         FileNotFoundError: folders of nnU-Net that are not there.
-        ValueError: an unknown trainer, or one that cannot build the network.
+        ValueError: an unknown trainer, one that cannot build the network, or plans that name code that is not trusted
+            or a place elsewhere.
     """
+    check_target(target)
     # A trainer makes a folder for its results, logs into it, and greets.
     with TemporaryDirectory() as scratch, _only_looking(scratch), redirect_stdout(io.StringIO()):
         trainer_class = _find_trainer(target.trainer)
@@ -250,7 +257,22 @@ def build_target(target: Target, seed: int = 0) -> Built:
         input_channels=int(trainer.num_input_channels),
         num_classes=int(trainer.label_manager.num_segmentation_heads),
         patch=patch,
+        trust_plans=target.trust_plans,
     )
+
+
+def check_target(target: Target) -> None:
+    """Refuse plans that would make nnU-Net run other code than that of well-known packages, or write elsewhere.
+
+    Raises:
+        ValueError: see :func:`~ssl_pretrain.networks.trust.refuse_foreign_code` and
+            :func:`~ssl_pretrain.files.check_plan_names`.
+    """
+    plans = Path(f"plans {target.plans.get('plans_name')}")
+    check_plan_names(target.plans, plans)
+    resolved = resolve_configuration(dict(target.plans), target.configuration, plans)
+    # Plans older than nnU-Net 2.5 name no classes: nnU-Net knows the two that there were.
+    refuse_foreign_code(resolved.get("architecture") or {}, trust_plans=target.trust_plans)
 
 
 def _find_trainer(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Blueprint:
         spacing: mm per voxel along (D, H, W); None where the file does not say.
         normalization: nnU-Net's schemes, one per channel.
         about: the entry of the file that says all this.
+        trust_plans: whether the architecture may name code of any package.
     """
 
     network: str
@@ -68,6 +69,7 @@ class Blueprint:
     spacing: tuple[float, ...] | None = None
     normalization: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    trust_plans: bool = False
 
     def check_size(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
         """Refuse a network that is far larger than what the file has of it, before memory is taken for it.
@@ -112,6 +114,7 @@ class Blueprint:
                 num_classes=2,
                 patch=self.patch,
                 settings=self.settings,
+                trust_plans=self.trust_plans,
             )
 
 
@@ -170,8 +173,9 @@ def blueprint_of(metadata: Mapping[str, Any], file: Path, *, trust_code: bool = 
             f"{file} says which network it is of, but incompletely ({type(error).__name__}: {error}). Build the "
             "network yourself and load it: load_pretrained(network, file)."
         ) from error
-    if not trust_code:
-        _refuse_code(made, file)
+    if trust_code:
+        return replace(made, trust_plans=True)
+    _refuse_code(made, file)
     return made
 
 

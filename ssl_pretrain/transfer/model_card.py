@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ssl_pretrain.files import read_json
 from ssl_pretrain.transfer.report import KINDS, Report
 
 WEIGHTS, CONFIG, PLANS, CARD, REPORT = "model.safetensors", "config.json", "plans.json", "README.md", "report.json"
@@ -49,14 +50,13 @@ def results_text(file: Path) -> str:
     """
     if not file.is_file():
         raise FileNotFoundError(f"-results {file} does not exist. Name study.json or a text in Markdown.")
-    text = file.read_text(encoding="utf-8").strip()
     if file.suffix in (".md", ".txt"):
-        return text or NO_RESULTS
+        return file.read_text(encoding="utf-8").strip() or NO_RESULTS
     try:
-        study = json.loads(text)
+        study = read_json(file)
         tables = [_table(columns, study[name]) for name, columns in STUDY_TABLES.items()]
         return "\n\n".join((f"{study['dataset']['name']}, Dice of nnU-Net's validation.", *tables, study["notes"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"-results {file} is neither study.json of a study that has results ({type(error).__name__}: {error}) nor "
             "a text in Markdown (.md, .txt)."

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.files import write_json
+from ssl_pretrain.files import read_json, validated, write_json
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.stunet import STUNet, stunet_kwargs
@@ -115,12 +115,10 @@ def _read(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"There is no plans file {file}. nnUNetv2_plan_and_preprocess makes it; -p chooses among several."
         )
-    try:
-        plans = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not a plans file: it is not valid JSON ({error}). Make it anew.") from error
-    if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict):
+    plans = read_json(file, remedy="Make it anew.")
+    if not isinstance(plans.get("configurations"), dict):
         raise ValueError(f"{file} is not a plans file of nnU-Net: it has no 'configurations'.")
+    validated(plans["configurations"], dict[str, dict[str, Any]], file)
     return plans
 
 

@@ -22,6 +22,7 @@ class Built(NamedTuple):
         input_channels: channels of the image.
         num_classes: segmentation heads.
         patch: voxels of the plans' patch per axis.
+        trust_plans: whether the architecture may name code of any package.
     """
 
     network: nn.Module
@@ -29,6 +30,7 @@ class Built(NamedTuple):
     input_channels: int
     num_classes: int
     patch: Triple
+    trust_plans: bool = False
 
 
 class Recognised(NamedTuple):
@@ -72,6 +74,7 @@ def _twin(name: str, built: Built) -> Backbone | None:
                 input_channels=built.input_channels,
                 num_classes=built.num_classes,
                 patch=built.patch,
+                trust_plans=built.trust_plans,
             )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,7 +94,9 @@ def test_a_later_stage_of_a_cascade_is_adapted_to_as_well(home, capsys):
 
 
 def test_a_trainer_of_ours_comes_with_the_folder_where_nnunet_finds_it(home, capsys):
-    shutil.copyfile("preprocessed/Dataset007_Made/nnUNetPlans.json", "preprocessed/Dataset007_Made/MyPlans.json")
+    plans = Path("preprocessed/Dataset007_Made/nnUNetPlans.json").read_text(encoding="utf-8")
+    mine = json.dumps({**json.loads(plans), "plans_name": "MyPlans"})
+    Path("preprocessed/Dataset007_Made/MyPlans.json").write_text(mine, encoding="utf-8")
     torch.save(backbone("STUNet_small").network.state_dict(), "checkpoint_final.pth")
     assert adapt("-tr", "STUNetTrainer_small_ft", "-p", "MyPlans", output="out.safetensors") == 0
     *_, folder, command = capsys.readouterr().out.strip().splitlines()

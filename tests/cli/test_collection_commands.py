@@ -66,6 +66,8 @@ def test_flags_reach_the_collection(study, openmind, tmp_path, capsys):
     assert [case.anonymization_mask for case in cases] == [None, None]
     assert str(study) in file.read_text(encoding="utf-8")
     assert read_collection(file).collection_name == "Dataset001_my_study"
+    assert make_collection.main(["-i", str(study), "-o", str(file), "--overwrite", "-defacemask_marks", "kept"]) == 0
+    assert image_cases(read_collection(file))[0].inverted == {"anonymization"}
     assert convert_openmind.main(["-i", str(openmind), "-o", str(file), "--overwrite", "--no_check", "-d", "3"]) == 0
     assert len(image_cases(read_collection(file))) == 2
     assert "-d 3 -name OpenMind" in capsys.readouterr().out

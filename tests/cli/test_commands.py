@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_data import IDENTIFIER, volume, write_case, write_dataset
+from conftest import run_command
+from made_data import IDENTIFIER, NAME, volume, write_case, write_dataset
 
 from ssl_pretrain.cli.console import message_of
 from ssl_pretrain.cli.pretrain import build_parser, config_from, main, parse_settings
@@ -142,7 +143,6 @@ def test_the_five_explicit_inputs_of_anatomask(dataset, tmp_path, capsys):
         (["-config", "gone.json"], "Configuration file gone.json does not exist"),
         (["--c"], "there is no checkpoint_latest.ckpt"),
         (["-precision", "16"], "-precision 16 needs a GPU. Use -precision 32 or bf16 with -device cpu"),
-        (["-num_gpus", "2"], "-num_gpus and -num_nodes need -device cuda, got cpu"),
     ],
 )
 def test_bad_input_ends_with_one_clear_line_and_status_1(dataset, capsys, arguments, message):
@@ -217,3 +217,72 @@ def test_an_error_from_a_reading_process_is_its_own_words():
 
 def test_settings_are_pairs():
     assert parse_settings(["a=1", "b=c=d"]) == {"a": "1", "b": "c=d"}
+
+
+STRAY = ("psutil.py", "lz4.py", "wandb.py", "users_encoder.py")
+"""Modules that the packages we use try to import, and one of the user's own."""
+
+
+def test_stray_modules_of_the_current_folder_are_not_imported(dataset, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in STRAY:
+        (here / name).write_text(f"from pathlib import Path\nPath({str(here)!r}, 'ran_{name}').touch()\n")
+    command = ("nnUNetv2_pretrain", "7", "3d_fullres", "0", *QUICK, "-m", "SparK", "--dry_run")
+    assert "PlainConvUNet" in run_command(command, cwd=here).stdout
+    assert {file.name for file in here.iterdir()} == set(STRAY)
+
+
+def test_the_current_folder_is_looked_into_for_a_network_of_ones_own_alone(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("--dry_run", "-patch_size", "15", "15", "15") == 1
+    assert str(tmp_path) not in sys.path
+    assert run("--dry_run", "-network", "users_own_encoder:Net") == 1
+    assert "module 'users_own_encoder' cannot be imported" in capsys.readouterr().err
+    assert str(tmp_path) in sys.path
+
+
+def stored_run(folder: Path, **entries) -> list[str]:
+    """The command that continues a run whose ``config.json`` says so."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"dataset": NAME, "fold": "0", **entries}))
+    return ["7", "3d_fullres", "0", "-device", "cpu", "--c", "-o", str(folder)]
+
+
+def test_a_results_folder_does_not_choose_the_code_that_is_run(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "strange_net.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    command = stored_run(tmp_path / "found", network="strange_net:Net")
+    for typed in ([], ["-network", "other_net:Net"], ["-network", "plans"]):
+        made = [*command, *typed]
+        assert main(made) == 1
+        error = capsys.readouterr().err
+        assert "config.json names the network strange_net:Net, whose code would be run" in error
+        assert "-network strange_net:Net; else" in error
+    assert not (tmp_path / "imported").exists()
+    parse = build_parser().parse_args
+    file = tmp_path / "by_hand.json"
+    file.write_text(json.dumps({"network": "strange_net:Net"}))
+    for typed in (["-network", "strange_net:Net"], ["-config", str(file)]):
+        assert config_from(vars(parse([*command, *typed]))).network == "strange_net:Net"
+
+
+def test_a_results_folder_does_not_choose_where_else_is_written_nor_whom_to_trust(dataset, tmp_path, capsys):
+    parse = build_parser().parse_args
+    elsewhere = stored_run(tmp_path / "found", output_folder=str(tmp_path / "elsewhere"))
+    assert config_from(vars(parse(elsewhere))).output_folder == str(tmp_path / "found")
+    assert main(stored_run(tmp_path / "trusting", trust_plans=True)) == 1
+    assert "Unknown settings trust_plans" in capsys.readouterr().err
+
+
+def test_plans_that_name_code_of_their_own_need_a_word_of_trust(dataset, tmp_path, monkeypatch, capsys):
+    (tmp_path / "strange_layers.py").write_text("from torch import nn\nclass Act(nn.LeakyReLU):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    content = json.loads((dataset / "nnUNetPlans.json").read_text())
+    content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["nonlin"] = "strange_layers.Act"
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(content))
+    assert run("--dry_run") == 1
+    error = capsys.readouterr().err
+    assert "code that we do not know: nonlin 'strange_layers.Act'" in error
+    assert len(error.strip().splitlines()) == 1
+    assert run("--dry_run", "-trust_plans") == 0

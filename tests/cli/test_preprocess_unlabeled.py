@@ -304,6 +304,29 @@ def test_a_collection_with_masks_and_filters(tmp_path, dataset, out, capsys):
     assert "3 are done, 0 to do" in capsys.readouterr().out
 
 
+def test_a_mask_that_is_the_other_way_round_is_said_once_and_made_anew_when_the_collection_says_so(
+    tmp_path, dataset, out, capsys
+):
+    images = write_images(tmp_path / "images", ["a", "b", "c"])
+    air = np.pad(np.zeros((10, 11, 12), "uint8"), ((5, 5), (5, 6), (6, 6)), constant_values=1)
+    mask = write_image(tmp_path / "fb_mask.nii.gz", air)
+    file = collection(tmp_path, images, {"anatomy_mask": str(mask), "anonymization_mask": None})
+    assert run(inputs=[file]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("other way round") == 1
+    assert "3 of 3 anatomy masks look as if they were the other way round, e.g. " in shown
+    assert f"{mask}: it holds the corners of the volume. Look at one. If 0 is the anatomy" in shown
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, "inverted_masks": ["anatomy_mask"]}))
+    assert run(inputs=[file]) == 0
+    shown = capsys.readouterr().out
+    assert "3 finished cases have a mask that was taken the other way round than the collection says" in shown
+    assert "0 are done, 3 to do" in shown
+    assert np.array_equal(read_whole(out / "anatomy" / "C__d__p1__s__a_0000.b2nd")[0], 1 - air)
+    assert run(inputs=[file]) == 0
+    assert "3 are done, 0 to do" in capsys.readouterr().out
+
+
 def test_two_channels(tmp_path, dataset, out):
     shutil.rmtree(dataset)
     write_planned(dataset.parent, channels=2)
@@ -382,7 +405,7 @@ def two_channels(plans):
         (unknown_preprocessor, "does not have: preprocessor_name 'MyPreprocessor'"),
         (unknown_resampling, "names something that this nnU-Net does not have: "),
         (lost_parent, "configuration '3d_fullres' inherits from '3d_gone', which leads nowhere"),
-        (two_channels, "dataset.json has 1 channels, the plans nnUNetPlans are for 2. Plan the dataset again"),
+        (two_channels, "nnUNetPlans.json are for 2. Plan the dataset again"),
     ],
 )
 def test_plans_of_another_version(dataset, capsys, change, message):
@@ -400,7 +423,7 @@ def test_a_dataset_without_a_file_ending(dataset, capsys):
     del content["file_ending"]
     (dataset / "dataset.json").write_text(json.dumps(content))
     assert run() == 1
-    assert "dataset.json has no 'file_ending', such as .nii.gz" in capsys.readouterr().err
+    assert "dataset.json: file_ending: Field required" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_later_stage_of_a_cascade_is_neither_taken_nor_offered_where_images_ha
     choices = r"Choose from: 3d_fullres, 3d_planned_only\."
     with pytest.raises(ValueError, match=f"takes the segmentation of '3d_lowres' as input.* {choices}"):
         locate("7", "3d_cascade_fullres", "nnUNetPlans", cascades=False)
-    with pytest.raises(ValueError, match=f"'2d' is 2-D.* {choices}"):
+    with pytest.raises(ValueError, match=f"'2d' of .* is 2-D.* {choices}"):
         locate("7", "2d", "nnUNetPlans", cascades=False)
 
 
@@ -100,6 +100,37 @@ def test_a_broken_plans_file_is_named(dataset):
         locate("7", "3d_fullres", "nnUNetPlans")
     (dataset / "nnUNetPlans.json").write_text("{}")
     with pytest.raises(
-        ValueError, match=r"nnUNetPlans\.json is not a plans file of nnU-Net: it has no 'configurations'"
+        ValueError, match=r"nnUNetPlans\.json is not a plans file of nnU-Net version 2: it has no 'configurations'"
     ):
         locate("7", "3d_fullres", "nnUNetPlans")
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "value"),
+    [
+        ("nnUNetPlans.json", "plans_name", "../elsewhere"),
+        ("nnUNetPlans.json", "dataset_name", "/elsewhere"),
+        ("dataset.json", "file_ending", "/../../elsewhere.nii.gz"),
+    ],
+)
+def test_names_in_files_that_lead_elsewhere_are_refused(dataset, file, entry, value):
+    content = json.loads((dataset / file).read_text())
+    (dataset / file).write_text(json.dumps({**content, entry: value}))
+    with pytest.raises(ValueError, match=f"{file}: {entry} '{value}' leads to another folder"):
+        locate("7", "3d_fullres", "nnUNetPlans")
+
+
+def test_a_folder_of_cases_elsewhere_is_refused(dataset):
+    content = json.loads((dataset / "nnUNetPlans.json").read_text())
+    content["configurations"]["3d_fullres"]["data_identifier"] = "../elsewhere"
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"configurations.3d_fullres.data_identifier '\.\./elsewhere' leads to another"
+    ):
+        locate("7", "3d_fullres", "nnUNetPlans")
+
+
+@pytest.mark.parametrize("plans", ["../x/nnUNetPlans", "/x/nnUNetPlans", "", "a\0b"])
+def test_plans_are_named_not_pathed(dataset, plans):
+    with pytest.raises(ValueError, match=r"plans \(-p\) .* becomes a part of paths"):
+        locate("7", "3d_fullres", plans)

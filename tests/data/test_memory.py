@@ -1,10 +1,13 @@
 import ctypes
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from ssl_pretrain.data.memory import EVERY, Tidy, trim_heap
+from ssl_pretrain.data.batches import Sample
+from ssl_pretrain.data.memory import EVERY, Tidy, check_shared_memory, trim_heap
 
 
 def held() -> int:
@@ -41,5 +44,22 @@ def test_samples_are_handed_on_and_memory_is_given_back_now_and_then(monkeypatch
     calls = []
     monkeypatch.setattr("ssl_pretrain.data.memory.trim_heap", lambda: calls.append(1))
     tidy = Tidy()
-    assert [tidy(i) for i in range(2 * EVERY)] == list(range(2 * EVERY))
+    samples = [Sample(torch.full((1, 1, 1, 2), float(i)), None, False, "a", i) for i in range(2 * EVERY)]
+    assert [tidy(sample).number for sample in samples] == list(range(2 * EVERY))
     assert len(calls) == 2
+    assert all(sample.voxels.is_shared() for sample in samples), "an error of sharing must be the sample's own"
+
+
+def test_too_little_shared_memory_is_refused_with_both_sizes_and_three_remedies(tmp_path):
+    state = os.statvfs(tmp_path)
+    free = state.f_bavail * state.f_frsize
+    check_shared_memory(free // 2, tmp_path)
+    check_shared_memory(0, tmp_path)
+    check_shared_memory(free * 2, tmp_path / "a system without it")
+    needed = 2 * free + 3 * 2**30
+    with pytest.raises(ValueError, match=rf"hold up to {needed / 2**20:.0f} MiB of crops") as caught:
+        check_shared_memory(needed, tmp_path)
+    words = str(caught.value)
+    assert f"{tmp_path} has " in words
+    for remedy in ("--shm-size=", "--ipc=host", "-num_workers 0"):
+        assert remedy in words

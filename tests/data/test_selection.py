@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from made_data import IDENTIFIER, NAME, plans, volume, write_case, write_dataset, write_unlabelled
 
@@ -134,6 +135,27 @@ def test_a_setting_that_needs_masks_says_so_when_there_are_none(dataset, kind, s
     (dataset / UNLABELLED / kind).mkdir()
     with pytest.raises(ValueError, match=f"{setting} needs {kind} masks, but no case to train on has one"):
         chosen(masks=[kind])
+
+
+def test_masks_that_are_the_other_way_round_are_one_warning_before_training(dataset, caplog):
+    """Also in folders that were preprocessed before anybody looked at masks."""
+    corners = np.ones(SMALL, dtype=bool)
+    corners[2:-2, 2:-2, 2:-2] = False
+    for number in range(6):
+        about = {"anatomy": {"inverted": False, "doubt": "it holds the corners"}} if number == 5 else None
+        write_unlabelled(
+            *(dataset / UNLABELLED, f"air_{number}", volume(number, SMALL)),
+            masks={"anatomy": corners if number % 2 else ~corners},
+            made_with=CURRENT,
+            about_masks=about,
+        )
+    chosen(use="unlabeled", masks=["anatomy"])
+    (said,) = [message for message in caplog.messages if "other way round" in message]
+    assert "anatomy masks look as if they were the other way round, e.g. " in said
+    assert "run nnUNetv2_preprocess_unlabeled again" in said
+    caplog.clear()
+    chosen(use="unlabeled")
+    assert not any("other way round" in message for message in caplog.messages)
 
 
 def test_labelled_cases_that_are_asked_for_and_not_there_are_said(dataset):

@@ -70,6 +70,7 @@ def test_a_fold_without_validation_cases_holds_some_out(tmp_path):
     ("content", "error", "message"),
     [
         ([{"train": [], "val": ["case_00"]}], ValueError, "Fold 0 of .* has no training case"),
+        ([{"train": ["case_00"], "val": ["../x"]}], ValueError, r"s.*json: case '\.\./x' leads to another folder"),
         (
             [{"train": ["gone"], "val": []}],
             FileNotFoundError,
@@ -82,6 +83,46 @@ def test_empty_folds_and_missing_cases_are_refused(tmp_path, content, error, mes
     file.write_text(json.dumps(content))
     with pytest.raises(error, match=message):
         load_fold("0", CASES, file)
+
+
+ONE = {"train": CASES[:8], "val": CASES[8:]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (json.dumps(ONE).encode(), "the whole file: Input should be a valid list"),
+        (json.dumps({"0": ONE}).encode(), "the whole file: Input should be a valid list"),
+        (json.dumps([{"training": CASES, "validation": []}]).encode(), "0.train: Field required (and 1 more)"),
+        (json.dumps([{"train": CASES}]).encode(), "0.val: Field required"),
+        (json.dumps([ONE, {"train": [1, 2], "val": []}]).encode(), "1.train.0: Input should be a valid string, got 1"),
+        (json.dumps([ONE]).encode("utf-16"), "is encoded in UTF-16"),
+        (b"", "is not valid JSON"),
+    ],
+)
+def test_splits_of_another_layout_are_one_line_that_says_what_is_expected(tmp_path, content, words):
+    file = tmp_path / "splits_final.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"splits_final\.json") as caught:
+        load_fold("0", CASES, file)
+    assert words in str(caught.value)
+    assert 'a list with one {"train": [CASES], "val": [CASES]} for each fold' in str(caught.value)
+
+
+def test_splits_with_a_byte_order_mark_are_read(tmp_path):
+    file = tmp_path / "splits_final.json"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps([ONE]).encode())
+    assert load_fold("0", CASES, file).train == tuple(CASES[:8])
+
+
+def test_validation_cases_among_the_training_cases_are_left_out_of_training_and_said(tmp_path, caplog):
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([{"train": CASES, "val": CASES[8:]}, {"train": CASES[:2], "val": CASES[:2]}]))
+    fold = load_fold("0", CASES, file)
+    assert (fold.train, fold.validation) == (tuple(CASES[:8]), tuple(CASES[8:]))
+    assert f"Fold 0 of {file} trains on 3 of its validation cases, e.g. case_08: they are left out" in caplog.text
+    with pytest.raises(ValueError, match=r"Fold 1 of .*has no training case that is not validated on"):
+        load_fold("1", CASES, file)
 
 
 def test_what_is_no_fold_is_refused(tmp_path):

@@ -1,14 +1,19 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_pretrain.functional.masking import count_hard, count_masked, guided_mask, random_mask, repeat_to
+from ssl_pretrain.functional.masking import count_hard, count_masked, guided_mask, random_mask, repeat_to, sample_masks
 from ssl_pretrain.functional.seeding import derive_seed
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def generators(count: int, seed: int = 0) -> list[np.random.Generator]:
+    return [np.random.default_rng([seed, sample]) for sample in range(count)]
 
 
 def test_published_counts():
@@ -60,7 +65,7 @@ def test_every_cell_is_masked_equally_often():
 @given(hard=st.integers(0, 20), seed=st.integers(0, 50))
 def test_the_hardest_cells_are_masked_and_the_count_is_kept(hard, seed):
     difficulty = torch.rand(3, 4, 4, 2, generator=generator(seed))
-    mask, chosen = guided_mask(difficulty, 20, hard, generator(seed + 1))
+    mask, chosen = guided_mask(difficulty, 20, hard, generators(len(difficulty), seed + 1))
     assert mask.flatten(1).sum(1).tolist() == [20] * 3
     assert chosen.flatten(1).sum(1).tolist() == [hard] * 3
     assert bool((mask | ~chosen).all())
@@ -72,13 +77,23 @@ def test_the_hardest_cells_are_masked_and_the_count_is_kept(hard, seed):
 def test_cells_that_nobody_rated_are_never_hard():
     difficulty = torch.rand(2, 3, 3, 3, generator=generator())
     difficulty[:, 0] = -torch.inf
-    _, chosen = guided_mask(difficulty, 16, 10, generator())
+    _, chosen = guided_mask(difficulty, 16, 10, generators(len(difficulty)))
     assert not chosen[:, 0].any()
+
+
+def test_the_masks_of_a_sample_do_not_depend_on_the_others():
+    cpu = torch.device("cpu")
+    three = sample_masks(generators(3), (4, 3, 2), 11, cpu, each=2)
+    assert three.shape == (6, 4, 3, 2)
+    assert three.flatten(1).sum(1).tolist() == [11] * 6
+    alone = sample_masks(generators(3)[1:2], (4, 3, 2), 11, cpu, each=2)
+    assert torch.equal(three[2:4], alone)
+    assert len({tuple(mask.flatten().tolist()) for mask in three}) == 6
 
 
 def test_without_hard_cells_a_guided_mask_is_uniform():
     difficulty = torch.arange(16.0).view(1, 4, 2, 2).expand(4000, -1, -1, -1)
-    share = guided_mask(difficulty, 8, 0, generator())[0].float().mean(0)
+    share = guided_mask(difficulty, 8, 0, generators(len(difficulty)))[0].float().mean(0)
     assert (share - 0.5).abs().max() < 0.05
 
 
@@ -104,7 +119,7 @@ def test_seeds_of_different_paths_differ():
 def test_cells_that_nobody_rated_are_never_hard_however_many_are_wanted():
     difficulty = torch.full((2, 4, 4, 4), -torch.inf)
     difficulty[:, 0, 0, :2] = 1.0
-    mask, hard = guided_mask(difficulty, 40, 19, torch.Generator().manual_seed(0))
+    mask, hard = guided_mask(difficulty, 40, 19, generators(len(difficulty)))
     assert hard.flatten(1).sum(1).tolist() == [2, 2]
     assert mask.flatten(1).sum(1).tolist() == [40, 40]
     assert not torch.equal(mask[0], mask[1]), "what is not hard is random"

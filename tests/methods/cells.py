@@ -64,7 +64,7 @@ def batch_for(method: Method, size: int = 2, seed: int = 0) -> Batch:
     coarse = torch.randn(count, channels, *(p // 4 for p in method.patch), generator=generator)
     image = torch.nn.functional.interpolate(coarse, size=method.patch, mode="trilinear")
     image = image + 0.1 * torch.randn(image.shape, generator=generator)
-    return {"image": image, "case": [str(i) for i in range(count)], "index": torch.arange(count)}
+    return {"image": image, "case": [str(i) for i in range(count)], "index": list(range(count))}
 
 
 def generator(seed: int = 0) -> torch.Generator:

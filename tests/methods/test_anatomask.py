@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from architectures import backbone
 
 from ssl_pretrain.functional.losses import cell_errors
-from ssl_pretrain.functional.masking import count_hard, random_mask
+from ssl_pretrain.functional.masking import count_hard, random_mask, sample_masks
 from ssl_pretrain.functional.patches import to_cells
 from ssl_pretrain.functional.schedules import ema_decay
 from ssl_pretrain.methods import AnatoMask, AnatoMaskConfig, MethodSetup, RunLength
@@ -25,6 +26,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def generators(count: int, seed: int = 0) -> list[np.random.Generator]:
+    return [np.random.default_rng([seed, sample]) for sample in range(count)]
+
+
 def at_epoch(method: AnatoMask, epoch: int, monkeypatch) -> None:
     monkeypatch.setattr(AnatoMask, "current_epoch", property(lambda self: epoch))
 
@@ -35,7 +40,7 @@ def test_the_teacher_starts_as_the_student_and_gets_no_gradient():
         assert torch.equal(ours, theirs)
         assert ours is not theirs
         assert not theirs.requires_grad
-    method({"image": image(), "case": ["a"], "index": torch.zeros(1)}, generator()).loss.backward()
+    method({"image": image(), "case": ["a"], "index": [0]}, generator()).loss.backward()
     assert all(p.grad is None for p in method.teacher.parameters())
 
 
@@ -53,8 +58,8 @@ def test_the_hardest_rated_cells_are_masked(monkeypatch):
 
 def test_difficulty_is_the_teachers_error_on_the_cells_of_one_random_mask():
     method = anatomask(difficulty="normalized")
-    rated = method.rate({"image": image()}, generator(5))
-    mask = random_mask(2, method.grid, method.masked, generator(5))
+    rated = method.rate({"image": image()}, generators(2, 5))
+    mask = sample_masks(generators(2, 5), method.grid, method.masked, torch.device("cpu"))
     method.teacher.eval()
     with torch.no_grad():
         predicted = to_cells(method.teacher(image(), mask), method.cell)
@@ -64,14 +69,15 @@ def test_difficulty_is_the_teachers_error_on_the_cells_of_one_random_mask():
 
 
 def test_more_teacher_masks_rate_more_cells():
-    one, many = (anatomask(teacher_masks=k).rate({"image": image()}, generator()) for k in (1, 8))
+    one, many = (anatomask(teacher_masks=k).rate({"image": image()}, generators(2)) for k in (1, 8))
     assert (one == -torch.inf).float().mean() == pytest.approx(0.4, abs=0.01)
     assert not torch.isinf(many).any()
 
 
 def test_the_three_difficulties_differ():
     ratings = [
-        anatomask(difficulty=k).rate({"image": image()}, generator()) for k in ("intensity", "normalized", "reference")
+        anatomask(difficulty=k).rate({"image": image()}, generators(2))
+        for k in ("intensity", "normalized", "reference")
     ]
     assert not torch.allclose(ratings[0], ratings[1])
     assert not torch.allclose(ratings[1], ratings[2])
@@ -100,7 +106,7 @@ def test_the_teacher_moves_by_one_minus_the_decay_buffers_included(epoch, monkey
 def test_the_teacher_rates_in_evaluation_mode_and_its_statistics_stay():
     method = anatomask(decoder_norm="batch")
     before = {k: v.clone() for k, v in method.teacher.module.named_buffers()}
-    method.rate({"image": image()}, generator())
+    method.rate({"image": image()}, generators(2))
     assert not method.teacher.training
     assert all(torch.equal(v, before[k]) for k, v in method.teacher.module.named_buffers())
 
@@ -115,7 +121,7 @@ def test_validation_masks_are_random_and_repeatable():
 def test_the_picture_shows_difficulty_and_hard_cells(monkeypatch):
     method = anatomask().eval()
     at_epoch(method, 8, monkeypatch)
-    arrays = method.pictures({"image": image(), "case": ["a"], "index": torch.zeros(1)}, generator())
+    arrays = method.pictures({"image": image(), "case": ["a"], "index": [0]}, generator())
     assert arrays["hard"].sum() == count_hard(method.masked, 8, 10)
     assert torch.isnan(arrays["difficulty"]).any()
     assert not torch.isinf(arrays["difficulty"]).any()
@@ -124,7 +130,7 @@ def test_the_picture_shows_difficulty_and_hard_cells(monkeypatch):
 def test_the_log_says_how_many_cells_were_chosen_for_being_hard(monkeypatch):
     method = anatomask()
     at_epoch(method, 6, monkeypatch)
-    log = method({"image": image(), "case": ["a"], "index": torch.zeros(1)}, generator()).log
+    log = method({"image": image(), "case": ["a"], "index": [0]}, generator()).log
     assert log["hard_fraction"] == pytest.approx(count_hard(method.masked, 6, 10) / method.masked)
 
 
@@ -145,7 +151,7 @@ def batch_with_ignored() -> dict:
     """Two images whose first octant is not to be looked at."""
     ignored = torch.zeros(2, 1, *PATCH, dtype=torch.bool)
     ignored[..., :8, :8, :8] = True
-    return {"image": image(), "case": ["a", "b"], "index": torch.arange(2), "ignored": ignored}
+    return {"image": image(), "case": ["a", "b"], "index": list(range(2)), "ignored": ignored}
 
 
 def test_the_target_in_ignored_voxels_has_no_influence_on_the_loss(monkeypatch):

@@ -8,7 +8,6 @@ from cells import batch_for, build, generator
 
 from ssl_pretrain.data.batches import Sample
 from ssl_pretrain.functional.fusion import fuse
-from ssl_pretrain.functional.seeding import host_twin
 from ssl_pretrain.methods import METHODS
 from ssl_pretrain.report.pictures import draw_picture
 from ssl_pretrain.training import display
@@ -74,7 +73,8 @@ def test_volume_fusion_shows_true_and_predicted_classes(classes):
         ("label", "classes", classes),
         ("predicted label", "classes", classes),
     ]
-    fused, labels = fuse(foreground[None], background[None], host_twin(generator()), made.config)
+    own = made.sample_generators(batch, generator())[0]
+    fused, labels = fuse(foreground[None], background[None], own, made.config)
     assert torch.equal(shown["foreground"], foreground)
     assert torch.equal(shown["fused input"], fused[0])
     assert torch.equal(shown["label"], labels)

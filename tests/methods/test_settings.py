@@ -51,7 +51,7 @@ def test_what_mae_cannot_do_with_a_network_is_said(network, settings, message):
 def test_every_channel_can_have_a_mask_of_its_own(target):
     made = build("MAE", "plans", mask_channels="each", target=target).eval()
     batch = batch_for(made)
-    mask = made.draw_mask(batch["image"], generator())
+    mask = made.draw_mask(batch, generator())
     assert mask.shape[:2] == (2, 2)
     assert mask.flatten(2).sum(2).unique().tolist() == [made.masked]
     assert not torch.equal(mask[:, 0], mask[:, 1])

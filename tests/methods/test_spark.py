@@ -23,7 +23,7 @@ def spark(batch_size: int = 2, network: dict | None = None, **config) -> SparK:
 
 def batch(size: int = 2, channels: int = 1, seed: int = 0) -> dict:
     image = torch.randn(size, channels, *PATCH, generator=torch.Generator().manual_seed(seed))
-    return {"image": image, "case": ["a"] * size, "index": torch.arange(size)}
+    return {"image": image, "case": ["a"] * size, "index": list(range(size))}
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -30,7 +30,7 @@ def step(method: SparK, seed: int = 0) -> list[torch.Tensor]:
     """The loss of a batch, every gradient and every running statistic."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(2, 1, *PATCH, generator=generator)
-    loss = method({"image": image, "case": ["a", "b"], "index": torch.arange(2)}, generator).loss
+    loss = method({"image": image, "case": ["a", "b"], "index": list(range(2))}, generator).loss
     loss.backward()
     gradients = [p.grad for p in method.trained.parameters() if p.requires_grad]
     return [loss.detach(), *gradients, *method.trained.buffers()]

@@ -229,7 +229,7 @@ def test_a_damaged_result_is_named(study):
     file = study.run_folder(study.runs[0]) / "result.json"
     file.parent.mkdir(parents=True)
     file.touch()
-    with pytest.raises(ValueError, match=r"seed0/result.json is damaged .*Remove it, and --c runs this run again"):
+    with pytest.raises(ValueError, match=r"seed0/result.json is not valid JSON.*Remove this file, and --c runs"):
         analyse(study)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from made_data import NAME, volume, write_case
 from made_study import contents, finish, read, settings, write_home, write_weights
 
+from ssl_pretrain.files import LOCK, locked
 from ssl_pretrain.study import worker
 from ssl_pretrain.study.arms import scratch_trainer
-from ssl_pretrain.study.launch import run_all
+from ssl_pretrain.study.launch import run_all, slurm_script, worker_command
 from ssl_pretrain.study.study import Study, begin, label_names, resume
 from ssl_pretrain.transfer.adapt import Target, adapt_weights, save_content
 
@@ -224,7 +224,7 @@ def test_settings_that_touch_no_run_need_no_weights(study, weights):
 @pytest.mark.parametrize("content", ['{"a": 1}', '{"settings": {"x": 2}}', '{"settings": 3}'])
 def test_a_file_of_another_program_is_named(study, content):
     (study.folder / "study.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"study.json is not what this command writes \(.*\). Choose another folder"):
+    with pytest.raises(ValueError, match=r"study.json: .*It is not what this command writes. Choose another folder"):
         Study.read(study.folder)
 
 
@@ -288,7 +288,7 @@ def test_files_without_a_method_are_named_by_what_tells_them_apart(tmp_path, dat
 def test_a_run_that_another_process_is_at_is_left_to_it(study, capfd, caplog):
     run = study.runs[0]
     study.run_folder(run).mkdir(parents=True)
-    with FileLock(study.run_folder(run) / worker.LOCK):
+    with locked(study.run_folder(run)):
         assert worker.main([str(study.folder), run.name]) == worker.BUSY
         assert "scratch/2cases_fold0_seed0 is being run by another process." in capfd.readouterr().err
         for other in study.runs[1:]:
@@ -298,7 +298,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(study, capfd, caplog):
     assert f"{run.name} is being run by another process and is left to it" in caplog.text
     assert f"1/1  {run.name}  no result yet" in caplog.text
     assert {o.run.name for o in analysis.outcomes if o.status != "done"} == {run.name}
-    assert {file.name for file in study.run_folder(run).iterdir()} == {worker.LOCK}
+    assert {file.name for file in study.run_folder(run).iterdir()} == {LOCK}
     finish(study, run, 0.5)
     assert worker.main([str(study.folder), run.name]) == 0, "it is free again"
 
@@ -355,16 +355,25 @@ def test_runs_have_names(study):
         study.run("x")
 
 
-def test_validation_cases_that_are_trained_on_are_refused(tmp_path, dataset, weights):
+def test_validation_cases_among_the_training_cases_are_left_out_of_training(tmp_path, dataset, weights, caplog):
     split = [{"train": ["case_00", "case_01", "case_02"], "val": ["case_02", "case_03"]}]
     (dataset / "splits_final.json").write_text(json.dumps(split), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"Fold 0 of .*splits_final.json validates on 1 cases that it trains on, e.g. case_02"
-    ):
-        begin(settings(weights), tmp_path / "study")
-    del split[0]["val"][0]
+    study = begin(settings(weights, cases=(2,)), tmp_path / "study")
+    assert "trains on 1 of its validation cases, e.g. case_02: they are left out" in caplog.text
+    assert study.folds == {0: {"train": ["case_00", "case_01"], "validation": ["case_02", "case_03"]}}
+    for written in json.loads((study.folder / "nnUNet_preprocessed" / dataset.name / "splits_final.json").read_text()):
+        assert not set(written["train"]) & set(written["val"])
+
+
+def test_a_network_that_nnunet_trained_on_validation_cases_is_refused_for_its_own_fold(tmp_path, dataset, weights):
+    split = [{"train": ["case_00", "case_01", "case_02"], "val": ["case_02", "case_03"]}]
     (dataset / "splits_final.json").write_text(json.dumps(split), encoding="utf-8")
-    assert begin(settings(weights, cases=(2,)), tmp_path / "study").runs  # the folder is still free
+    supervised = weights.with_name("supervised.pth")
+    content = torch.load(weights, weights_only=True)
+    about = {"init_args": {"plans": {"dataset_name": dataset.name}, "configuration": "3d_fullres", "fold": 0}}
+    torch.save({"network_weights": content["network_weights"], "trainer_name": "nnUNetTrainer", **about}, supervised)
+    with pytest.raises(ValueError, match=r"validation cases of fold 0 are among its training cases"):
+        begin(settings(supervised, cases=(2,)), tmp_path / "study")
 
 
 def test_labels_that_are_not_there_are_asked_for(tmp_path, dataset, weights):
@@ -479,3 +488,61 @@ def test_a_file_system_without_links_is_reported(tmp_path, dataset, weights, mon
 def test_labels_and_regions_have_the_keys_of_nnunets_summary():
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "tip": 3, "ignore": 4}
     assert label_names(labels) == {"(1, 2, 3)": "whole", "(2, 3)": "core", "3": "tip"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    [
+        ("dataset", lambda content: content["dataset"].update(name="../x")),
+        ("configuration", lambda content: content["settings"].update(configuration="../x")),
+        ("plans of arm scratch", lambda content: content["arms"][0].update(plans="../x")),
+        ("case", lambda content: content["dataset"]["folds"]["0"]["validation"].append("../x")),
+    ],
+)
+def test_a_study_that_names_places_elsewhere_is_refused(study, entry, change):
+    content = read(study.folder / "study.json")
+    change(content)
+    (study.folder / "study.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"study.json: {entry} '\.\./x' leads to another folder"):
+        Study.read(study.folder)
+
+
+def test_weights_that_name_plans_elsewhere_are_refused(tmp_path, dataset):
+    file = write_weights(tmp_path / "pretrained", plans="../../x")
+    with pytest.raises(ValueError, match=r"checkpoint_final.pth: plans '\.\./\.\./x' leads to another folder"):
+        begin(settings(file), tmp_path / "study")
+
+
+def strange_plans(folder: Path) -> None:
+    content = read(folder / "nnUNetPlans.json")
+    content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["nonlin"] = "strange_layers.Act"
+    (folder / "nnUNetPlans.json").write_text(json.dumps(content))
+
+
+def test_plans_that_name_code_are_refused_at_the_beginning_and_by_each_run(tmp_path, study, dataset, weights):
+    run = study.runs[0]
+    mirror = mirror_of(study)
+    splits = read(mirror / "splits_final.json")
+    (mirror / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["../x"]}]))
+    with pytest.raises(ValueError, match=r"splits_final.json: case '\.\./x' leads to another folder"):
+        worker.check_plans(study, study.arm(run.arm))
+    (mirror / "splits_final.json").write_text(json.dumps(splits))
+    worker.check_plans(study, study.arm(run.arm))
+    strange_plans(mirror)
+    with pytest.raises(ValueError, match=r"code that we do not know: nonlin 'strange_layers\.Act'"):
+        worker.check_plans(study, study.arm(run.arm))
+    worker.check_plans(replace(study, trust_plans=True), study.arm(run.arm))
+    strange_plans(dataset)
+    with pytest.raises(ValueError, match="code that we do not know"):
+        begin(settings(weights), tmp_path / "other")
+
+
+def test_trust_is_said_on_the_command_line_of_each_run_and_not_kept(study):
+    assert "trust_plans" not in (study.folder / "study.json").read_text()
+    assert "-trust_plans" not in slurm_script(study, 1)
+    assert (
+        slurm_script(replace(study, trust_plans=True), 1)
+        .rstrip()
+        .endswith('"${runs[$SLURM_ARRAY_TASK_ID]}" -trust_plans')
+    )
+    assert worker_command()[-2:] == ["-m", "ssl_pretrain.study.worker"]

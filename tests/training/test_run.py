@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,11 @@ import torch
 from made_data import IDENTIFIER, NAME, volume, write_case, write_dataset
 
 from ssl_pretrain import PretrainConfig, pretrain
+from ssl_pretrain.data import module
 from ssl_pretrain.data.batches import Sample
+from ssl_pretrain.data.crops import TRAIN as TRAIN_CROPS
 from ssl_pretrain.data.crops import CropDataset
+from ssl_pretrain.files import written_beside
 from ssl_pretrain.methods import Method
 from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, NonFiniteLossError
 from ssl_pretrain.training.display import contrast, richest_sample
@@ -180,6 +184,27 @@ def test_sigterm_saves_within_an_epoch_and_the_continued_run_is_the_same(dataset
     assert_same_run(pretrain(config(tmp_path, "stopped"), resume=True).folder, whole)
 
 
+@pytest.mark.parametrize(("crop", "words"), [(8, "stopped after step 4, saved in"), (6, "after step 3. The last good")])
+def test_sigterm_ends_a_run_that_waits_for_data_and_the_continued_run_is_the_same(
+    dataset, tmp_path, monkeypatch, crop, words
+):
+    """Within an epoch it is saved; at the start of one the epoch before is."""
+    whole = pretrain(config(tmp_path, "whole")).folder
+    original = CropDataset.__getitem__
+
+    def hang(crops, index):
+        if crops.stream == TRAIN_CROPS and index == crop:
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(60)
+        return original(crops, index)
+
+    with monkeypatch.context() as patch, pytest.raises(PreemptedError, match=words):
+        patch.setattr(CropDataset, "__getitem__", hang)
+        patch.setattr(module, "LOOK", 1)
+        pretrain(config(tmp_path, "stopped", num_workers=1))
+    assert_same_run(pretrain(config(tmp_path, "stopped"), resume=True).folder, whole)
+
+
 def test_a_non_finite_loss_stops_with_step_cases_and_the_last_good_checkpoint(dataset, tmp_path, monkeypatch):
     original = CropDataset.__getitem__
     poisoned = {"on": True}
@@ -309,7 +334,7 @@ def test_a_full_disk_stops_the_run_and_the_previous_checkpoint_is_intact(dataset
     folder = tmp_path / "run"
 
     def fill() -> None:
-        (folder / f"{LATEST}.{os.getpid()}.tmp").symlink_to("/dev/full")
+        written_beside(folder / LATEST).symlink_to("/dev/full")
 
     with (
         monkeypatch.context() as patch,

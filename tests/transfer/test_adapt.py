@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -344,6 +345,16 @@ def test_errors_of_trainers_say_what_to_do(home, source):
     with pytest.raises(ValueError, match=r"cannot build the network of primus in nnUNetPlans \(.*-tr PrimusTrainer_ft"):
         build_target(target("primus"))
     assert recognise(build_target(target("primus", "PrimusTrainer_ft"))).name == "plans"
+
+
+def test_plans_that_name_code_or_places_elsewhere_are_refused_before_a_trainer_is_made(home):
+    made = target()
+    made.plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["nonlin"] = "os.system"
+    with pytest.raises(ValueError, match=r"code that we do not know: nonlin 'os\.system'"):
+        build_target(made)
+    elsewhere = replace(target(), plans={**target().plans, "dataset_name": "../elsewhere"})
+    with pytest.raises(ValueError, match=r"dataset_name '\.\./elsewhere' leads to another folder"):
+        build_target(elsewhere)
 
 
 def test_strict_refuses_and_says_why(home, source):

@@ -5,7 +5,7 @@ import torch
 from architectures import backbone
 from made_data import plans
 
-from ssl_pretrain.files import save_atomic
+from ssl_pretrain.files import save_atomic, written_beside
 from ssl_pretrain.methods import MethodSetup, SparK, SparKConfig
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 from ssl_pretrain.transfer.load import load_pretrained
@@ -80,7 +80,7 @@ def test_our_own_loader_takes_the_pretrained_tensors_only(tmp_path):
 def test_a_full_disk_leaves_the_previous_file(tmp_path):
     target = tmp_path / "final.pth"
     save_atomic({"a": torch.ones(3)}, target)
-    (tmp_path / f"final.pth.{os.getpid()}.tmp").symlink_to("/dev/full")
+    written_beside(tmp_path / "final.pth").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"Could not write .*final\.pth: .*previous final\.pth is intact"):
         save_atomic({"a": torch.zeros(10**6)}, target)
     assert torch.load(target, weights_only=True)["a"].tolist() == [1, 1, 1]

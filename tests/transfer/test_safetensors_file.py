@@ -11,6 +11,7 @@ from made_target import checkpoint
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ssl_pretrain.files import written_beside
 from ssl_pretrain.transfer.safetensors_file import load_safetensors, save_safetensors
 from ssl_pretrain.transfer.weights_file import read_weights
 
@@ -128,7 +129,7 @@ def test_an_entry_that_json_cannot_say_is_named(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110
 def test_a_full_disk_leaves_the_previous_file(tmp_path):
     save_safetensors({"network_weights": {"a": torch.ones(2)}}, tmp_path / "w.safetensors")
-    (tmp_path / f"w.safetensors.{os.getpid()}.tmp").symlink_to("/dev/full")
+    written_beside(tmp_path / "w.safetensors").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"Could not write .*The previous w\.safetensors is intact"):
         save_safetensors({"network_weights": {"a": torch.zeros(10**5)}}, tmp_path / "w.safetensors")
     assert load_safetensors(tmp_path / "w.safetensors")["network_weights"]["a"].tolist() == [1, 1]

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from ssl_pretrain.data.case_info import CaseInfo
 from ssl_pretrain.data.collection.entries import LIST, NUMBER, TEXT, Entries
-from ssl_pretrain.data.collection.model import Collection, Dataset, Image
+from ssl_pretrain.data.collection.mask_senses import check_senses, inverted_in
+from ssl_pretrain.data.collection.model import MASK_NAMES, Collection, Dataset, Image
 from ssl_pretrain.data.collection.paths import no_path, resolve_path
 from ssl_pretrain.data.preparation.image_case import ImageCase
 
@@ -30,8 +31,8 @@ def image_cases(collection: Collection) -> list[ImageCase]:
     and collection.
 
     Raises:
-        ValueError: no image, two with one identifier, a path that cannot be resolved, or a malformed score; names the
-            file and the place in it.
+        ValueError: no image, two with one identifier, a path that cannot be resolved, a malformed score, or OpenMind's
+            masks without a word about their sense; names the file and the place in it.
         FileNotFoundError: the variable in a path names no folder.
     """
     source = collection.file or "The collection"
@@ -49,6 +50,7 @@ def image_cases(collection: Collection) -> list[ImageCase]:
         raise type(error)(f"{source}: {error}.") from error
     if not found:
         raise ValueError(f"{source} lists no image.")
+    check_senses(collection)
     return [case for _, case in found.values()]
 
 
@@ -87,6 +89,7 @@ def _cases(collection: Collection, folder: Path) -> Iterator[tuple[str, ImageCas
                 images=channels,
                 anonymization_mask=masks["anonymization_mask"],
                 anatomy_mask=masks["anatomy_mask"],
+                inverted=inverted_in(collection, collection.datasets[key]),
                 info=CaseInfo(
                     dataset=str(dataset),
                     subject=person,
@@ -100,7 +103,7 @@ def _cases(collection: Collection, folder: Path) -> Iterator[tuple[str, ImageCas
 
 def _masks(image: Image, folder: Path, where: str) -> dict[str, Path | None]:
     given = image.associated_masks
-    texts = {name: getattr(given, name, None) for name in ("anonymization_mask", "anatomy_mask")}
+    texts = {name: getattr(given, name, None) for name in MASK_NAMES}
     return {
         name: None if text is None or no_path(text) else resolve_path(text, folder, f"{where}.associated_masks.{name}")
         for name, text in texts.items()

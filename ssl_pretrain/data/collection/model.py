@@ -1,18 +1,22 @@
 """``pretrain_data.json`` as dataclasses: the format of nnssl, field for field, read strictly and written as it was.
 
 ``Collection`` → datasets → subjects → sessions → images, with optional masks. The keys of the objects are the names of
-datasets, subjects and sessions. ``channel_paths`` of an image is ours; everything else is what nnssl reads and writes.
+datasets, subjects and sessions. ``channel_paths`` of an image and ``inverted_masks`` of a dataset or of the collection
+are ours; everything else is what nnssl reads and writes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.data.collection.entries import LABEL, LIST, OBJECT, TEXT, Entries, shown
+from ssl_pretrain.files import read_json
+
+MASK_NAMES = ("anonymization_mask", "anatomy_mask")
+"""Entries of ``associated_masks``."""
 
 
 @dataclass(kw_only=True)
@@ -45,6 +49,8 @@ class AssociatedMasks(Part):
     Attributes:
         anonymization_mask: not 0 where the image was made unrecognisable.
         anatomy_mask: not 0 where there is anatomy.
+
+    Either is 0 there and not 0 elsewhere if ``inverted_masks`` of the dataset names it.
     """
 
     anonymization_mask: str | None = None
@@ -55,7 +61,7 @@ class AssociatedMasks(Part):
         """Raises ValueError with the place of what is missing or wrong."""
         found = Entries(content, where)
         # Both must be named, as in nnssl: a misspelt one would otherwise be a mask that nobody uses.
-        masks = {name: found.nullable(name, TEXT) for name in ("anonymization_mask", "anatomy_mask")}
+        masks = {name: found.nullable(name, TEXT) for name in MASK_NAMES}
         return cls(**masks, **_common(found))
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,12 +179,15 @@ class Dataset(Part):
         name: a longer one.
         dataset_info: anything; ``image_quality_score`` is a list of scores by modality, see :mod:`.flatten`.
         subjects: by their names.
+        inverted_masks: those of ``anonymization_mask`` and ``anatomy_mask`` that are the other way round; None where
+            nobody says so, which is what the collection says. Not known to nnssl, which does not look at it.
     """
 
     dataset_index: int | str
     name: str | None = None
     dataset_info: dict[str, Any] | None = None
     subjects: dict[str, Subject] = field(default_factory=dict)
+    inverted_masks: list[str] | None = None
 
     @classmethod
     def from_dict(cls, content: object, where: str) -> Dataset:
@@ -190,6 +199,7 @@ class Dataset(Part):
             name=found.optional("name", TEXT),
             dataset_info=found.optional("dataset_info", OBJECT),
             subjects={key: Subject.from_dict(s, f"{found.place('subjects')}.{key}") for key, s in subjects.items()},
+            inverted_masks=_inverted_masks(found),
             **_common(found),
         )
 
@@ -199,6 +209,7 @@ class Dataset(Part):
             dataset_index=self.dataset_index,
             name=self.name,
             dataset_info=self.dataset_info,
+            **({} if self.inverted_masks is None else {"inverted_masks": self.inverted_masks}),
             subjects=_dicts(self.subjects),
         )
 
@@ -211,12 +222,15 @@ class Collection(Part):
         collection_index: number of the dataset that is made of it.
         collection_name: such as ``Dataset745_OpenMind``.
         datasets: by their names.
+        inverted_masks: of the datasets that do not say themselves, see :class:`Dataset`; None where nobody says so, and
+            then none is.
         file: where it was read from. Relative paths are relative to its folder; without one, to the current folder.
     """
 
     collection_index: int | str
     collection_name: str
     datasets: dict[str, Dataset] = field(default_factory=dict)
+    inverted_masks: list[str] | None = None
     file: Path | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -228,6 +242,7 @@ class Collection(Part):
             collection_index=found.required("collection_index", LABEL),
             collection_name=found.required("collection_name", TEXT),
             datasets={key: Dataset.from_dict(d, f"{found.place('datasets')}.{key}") for key, d in datasets.items()},
+            inverted_masks=_inverted_masks(found),
             **_common(found),
         )
 
@@ -236,6 +251,7 @@ class Collection(Part):
         return self._written(
             collection_index=self.collection_index,
             collection_name=self.collection_name,
+            **({} if self.inverted_masks is None else {"inverted_masks": self.inverted_masks}),
             datasets=_dicts(self.datasets),
         )
 
@@ -258,10 +274,8 @@ def read_collection(file: Path) -> Collection:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist. Make it with nnUNetv2_make_collection, or correct the path.")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}. Correct it, or make it again.") from error
+    # pandas writes NaN for an empty cell.
+    content = read_json(file, object, remedy="Correct it, or make it again.", not_finite=True)
     try:
         collection = Collection.from_dict(content)
     except ValueError as error:
@@ -272,6 +286,15 @@ def read_collection(file: Path) -> Collection:
 
 def _dicts(parts: Mapping[str, Session | Subject | Dataset]) -> dict[str, Any]:
     return {key: part.to_dict() for key, part in parts.items()}
+
+
+def _inverted_masks(found: Entries) -> list[str] | None:
+    where = found.place("inverted_masks")
+    names = _texts(found.optional("inverted_masks", LIST), where)
+    for name in names or ():
+        if name not in MASK_NAMES:
+            raise ValueError(f"{where} may name {' and '.join(MASK_NAMES)}, got {shown(name)}")
+    return names
 
 
 def _texts(values: list[Any] | None, where: str) -> list[str] | None:

@@ -7,10 +7,9 @@ like, in a folder that has the name of the diffusion image.
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,16 @@ from typing import Any
 from ssl_pretrain.data.collection.flatten import SCORES
 from ssl_pretrain.data.collection.model import AssociatedMasks, Collection, Image
 from ssl_pretrain.data.collection.paths import written_path
+from ssl_pretrain.data.collection.tables import Row, read_rows
 from ssl_pretrain.data.collection.writing import NO_SESSION, add_image, new_collection
 
 TABLE = "openneuro_metadata.csv"
 IMAGES = "OpenMind"
 MASKS = ("anon_mask_path", "anat_mask_path")
 NEEDED = ("image_path", "modality", "derived_from", *MASKS, SCORES)
+INVERTED_MASKS = ("anatomy_mask",)
+"""OpenMind's ``fb_mask`` files are 1 in the background; nnssl's loader centres crops where they are 0."""
+
 ABOUT_SUBJECT = ("age", "sex", "handedness", "race", "weight", "bmi", "health_status")
 ABOUT_IMAGE = (
     "derived_from",
@@ -39,10 +42,7 @@ NUMBERS = (
     *("age", "weight", "bmi", "is_brain_extract", "magnetic_field_strength", "repetition_time", "echo_time"),
     SCORES,
 )
-EMPTY = ("", "nan", "na", "n/a", "none", "null", "<na>")
-
-Row = dict[str, str]
-"""The cells of a row that are not empty."""
+EMPTY = ("nan", "na", "n/a", "none", "null", "<na>")
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,7 @@ def openmind_collection(
         add_image(collection, *scan.place, image, about_subject)
     for key, dataset in collection.datasets.items():
         dataset.dataset_info = {SCORES: _scores(rows[key])}
+        dataset.inverted_masks = list(INVERTED_MASKS)
     return collection
 
 
@@ -139,23 +140,13 @@ def read_table(file: Path) -> list[tuple[int, Row]]:
             f"{file} does not exist. The folder (-i) must hold OpenMind's table, {TABLE}, and beside it the folder "
             f"{IMAGES} with the images, as they are downloaded.{above}"
         )
-    with file.open(encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(handle)
-        missing = [column for column in NEEDED if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{file} has no column {', '.join(missing)}. Download OpenMind's table again.")
-        rows = [(reader.line_num, _filled(row)) for row in reader]
+    columns, rows = read_rows(file, ",", quoting=True)
+    missing = [column for column in NEEDED if column not in columns]
+    if missing:
+        raise ValueError(f"{file} has no column {', '.join(missing)}. Download OpenMind's table again.")
     if not rows:
         raise ValueError(f"{file} has no rows. Download OpenMind's table again.")
-    return rows
-
-
-def _filled(row: Mapping[str | Any, str | Any]) -> Row:
-    return {
-        key: cell.strip()
-        for key, cell in row.items()
-        if isinstance(key, str) and isinstance(cell, str) and cell.strip().casefold() not in EMPTY
-    }
+    return [(line, {key: cell for key, cell in row.items() if cell.casefold() not in EMPTY}) for line, row in rows]
 
 
 def _scan(row: Row, line: int) -> _Scan:

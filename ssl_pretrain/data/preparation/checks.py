@@ -25,9 +25,6 @@ from ssl_pretrain.data.preparation.headers import (
 )
 from ssl_pretrain.data.preparation.image_case import ImageCase, ImageError
 
-SMALLEST_AXIS = 8
-"""Voxels."""
-
 OUTLIER = 5.0
 """Ranges between the 0.1th and the 99.9th percentile by which a voxel may lie beyond them before it is warned of.
 
@@ -127,11 +124,6 @@ def _read(read: Callable[[Any], Any], files: Any) -> tuple[Any, list[str]]:
 
 def _check_voxels(case: ImageCase, data: npt.NDArray[np.float32]) -> list[str]:
     """Faults that only the voxels show; those that can be lived with are returned."""
-    if min(data.shape[1:]) < SMALLEST_AXIS:
-        raise ImageError(
-            f"{_names(case)}: {_times(data.shape[1:])} voxels. At least {SMALLEST_AXIS} are needed along every axis; "
-            "leave the image out."
-        )
     if not np.isfinite(data).all():
         refuse_nonfinite(_names(case), int(np.count_nonzero(np.isnan(data))), int(np.count_nonzero(np.isinf(data))))
     constant = [bool(channel.min() == channel.max()) for channel in data]

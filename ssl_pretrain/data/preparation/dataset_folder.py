@@ -64,11 +64,8 @@ class DatasetFolder:
     def other_plans(self, plans: str) -> dict[Path, dict[str, Any]]:
         """The plans files but for the one of that name, and their contents."""
         files = [file for file in sorted(self.preprocessed.glob("*.json")) if file != self.plans_file(plans)]
-        contents = {file: read_json(file) for file in files}
-        entries = {"plans_name", "configurations"}
-        return {
-            f: content for f, content in contents.items() if isinstance(content, dict) and entries <= content.keys()
-        }
+        contents = {file: read_json(file, object) for file in files}
+        return {file: content for file, content in contents.items() if isinstance(content, dict) and _is_plans(content)}
 
     def check_ours(self) -> None:
         """Refuse a number that another dataset has, and a dataset that is not one without labels.
@@ -140,6 +137,13 @@ def describe(folder: DatasetFolder, channel_names: tuple[str, ...], file_ending:
 def is_unlabeled(description: Mapping[str, Any]) -> bool:
     """Whether a ``dataset.json`` is one as :func:`describe` makes it."""
     return description.get("labels") == ONLY_BACKGROUND and description.get("dataset") == {}
+
+
+def _is_plans(content: Mapping[str, Any]) -> bool:
+    configurations = content.get("configurations")
+    if "plans_name" not in content or not isinstance(configurations, dict):
+        return False
+    return all(isinstance(configuration, dict) for configuration in configurations.values())
 
 
 def _roots() -> list[Path]:

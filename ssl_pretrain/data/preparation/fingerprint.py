@@ -7,14 +7,17 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field
 
 from ssl_pretrain.data.preparation.checks import read_checked
 from ssl_pretrain.data.preparation.image_case import ImageCase
 from ssl_pretrain.data.preparation.parallel import Failure, run_cases
+from ssl_pretrain.files import read_json, validated
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,8 @@ SEED = 1234
 
 ORIGIN = "ssl_pretrain"
 """Key of the fingerprint under which we note which images it is of; nnU-Net does not read it."""
+
+ANEW = "Give --overwrite to make it anew."
 
 Watch = Callable[[Iterable[Any], int], Iterable[Any]]
 """Takes what arrives case by case and how many there are, hands it on; a progress bar, for example."""
@@ -115,6 +120,62 @@ def measure_case(case: ImageCase, *, reader: Any, channels: int, samples: int) -
         intensities=np.stack([_sample(channel, samples, rng) for channel in cropped]),
         warnings=tuple(warnings),
     )
+
+
+# Bounds beyond which nnU-Net's planner computes for minutes, or with infinity.
+_Spacing = Annotated[list[Annotated[float, Field(ge=1e-6, le=1e5)]], Field(min_length=3, max_length=3)]
+_Shape = Annotated[list[Annotated[float, Field(ge=1, le=1e5)]], Field(min_length=3, max_length=3)]
+
+
+class _Statistics(BaseModel, extra="allow", strict=True):
+    mean: float
+    median: float
+    std: float
+    min: float
+    max: float
+    percentile_99_5: float
+    percentile_00_5: float
+
+
+class _Origin(BaseModel, extra="allow", strict=True):
+    images: str
+    failed: int
+
+
+class _Fingerprint(BaseModel, extra="allow", strict=True):
+    """What nnU-Net's planners read of the file, and what we do."""
+
+    spacings: list[_Spacing]
+    shapes_after_crop: list[_Shape]
+    foreground_intensity_properties_per_channel: dict[str, _Statistics]
+    median_relative_size_after_cropping: float
+    ssl_pretrain: _Origin = _Origin(images="", failed=0)
+
+
+def read_fingerprint(file: Path, channels: int) -> dict[str, Any]:
+    """Content of ``dataset_fingerprint.json``.
+
+    Args:
+        file: as :func:`extract_fingerprint` made it, or nnU-Net.
+        channels: that it must be of.
+
+    Raises:
+        ValueError, OSError: damaged, or edited so that nnU-Net's planners cannot use it; names the file and the place.
+    """
+    content = read_json(file, remedy=ANEW)
+    read = validated(content, _Fingerprint, file, remedy=ANEW)
+    images, shapes = len(read.spacings), len(read.shapes_after_crop)
+    if not images or images != shapes:
+        raise ValueError(
+            f"{file} is of {images} spacings and {shapes} shapes_after_crop: one of both per image. {ANEW}"
+        )
+    there = read.foreground_intensity_properties_per_channel
+    if sorted(there) != sorted(map(str, range(channels))):
+        raise ValueError(
+            f"{file}: foreground_intensity_properties_per_channel is of channels {', '.join(there) or 'none'}, but the "
+            f"images have {channels}. {ANEW}"
+        )
+    return content
 
 
 def describes(fingerprint: Mapping[str, Any], cases: Sequence[ImageCase]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from ssl_pretrain.data.preparation.dataset_folder import DatasetFolder, describe
-from ssl_pretrain.data.preparation.fingerprint import ORIGIN, Watch, describes, extract_fingerprint
+from ssl_pretrain.data.preparation.fingerprint import (
+    ANEW,
+    ORIGIN,
+    Watch,
+    describes,
+    extract_fingerprint,
+    read_fingerprint,
+)
 from ssl_pretrain.data.preparation.image_case import ImageCase
 from ssl_pretrain.data.preparation.parallel import Failure
 from ssl_pretrain.data.preparation.report import Failures
@@ -108,6 +116,10 @@ class Planned:
     failures: Failures
 
 
+class _Plans(BaseModel, extra="allow"):
+    configurations: dict[str, dict[str, Any]]
+
+
 def plan_unlabeled(
     request: PlanRequest, cases: Sequence[ImageCase], file_ending: str, watch: Watch | None = None
 ) -> Planned:
@@ -173,10 +185,8 @@ def _fingerprint(
     """The fingerprint that is there, or a new one."""
     failures = Failures(folder.preprocessed)
     if folder.fingerprint.exists():
-        there = read_json(folder.fingerprint)
-        failures.entries += _failed_before(there, failures.file)
-        complete = len(failures.entries) == there.get(ORIGIN, {}).get("failed")
-        if describes(there, cases) and complete and not (failures.entries and request.overwrite):
+        there = _fingerprint_before(folder, cases, failures, request.overwrite)
+        if there is not None and not (failures.entries and request.overwrite):
             logger.info("The fingerprint of these images is there already: %s", folder.fingerprint)
             return there, failures
         if not request.overwrite:
@@ -192,10 +202,20 @@ def _fingerprint(
     return content, failures
 
 
-def _failed_before(fingerprint: Mapping[str, Any], file: Path) -> list[Any]:
-    """What could not be read when the fingerprint was made."""
-    failed = fingerprint.get(ORIGIN, {}).get("failed") and file.exists()
-    return list(json.loads(file.read_text(encoding="utf-8"))) if failed else []
+def _fingerprint_before(
+    folder: DatasetFolder, cases: Sequence[ImageCase], failures: Failures, overwrite: bool
+) -> dict[str, Any] | None:
+    """The fingerprint that is there, if it is of these images; what could not be read for it goes to ``failures``."""
+    try:
+        there = read_fingerprint(folder.fingerprint, len(cases[0].images))
+        if there.get(ORIGIN, {}).get("failed") and failures.file.exists():
+            failures.entries += read_json(failures.file, list[dict[str, Any]], remedy=ANEW)
+    except ValueError:
+        if not overwrite:
+            raise
+        return None
+    complete = len(failures.entries) == there.get(ORIGIN, {}).get("failed")
+    return there if complete and describes(there, cases) else None
 
 
 def _plan(request: PlanRequest, folder: DatasetFolder, name: str, reader: Any) -> dict[str, Any]:
@@ -213,8 +233,14 @@ def _plan(request: PlanRequest, folder: DatasetFolder, name: str, reader: Any) -
         plans=name,
         own_identifier=request.spacing != MEDIAN or name != default_plans_name(planner_name, True),
     )
-    with quiet():
-        plans: dict[str, Any] = planner.plan_experiment()
+    try:
+        with quiet():
+            plans: dict[str, Any] = planner.plan_experiment()
+    except (ArithmeticError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"nnU-Net cannot plan by {folder.fingerprint} ({type(error).__name__}: {error}). Look there for spacings "
+            "and shapes that no image has, and leave such images out."
+        ) from error
     for note in planner.notes:
         logger.warning(note)
     return plans
@@ -232,7 +258,14 @@ def _check_shared_data(folder: DatasetFolder, plans: dict[str, Any]) -> None:
             identifier = _data_of(plans, name)
             if identifier not in theirs:
                 continue
-            differing = differences(preprocessing_of(plans, name), preprocessing_of(content, theirs[identifier]))
+            try:
+                other = preprocessing_of(content, theirs[identifier])
+            except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"{file} keeps its data in {identifier}, too, but is no plans file that nnU-Net can read "
+                    f"({type(error).__name__}: {error}). Delete it, or give the new plans a name of their own (-p)."
+                ) from error
+            differing = differences(preprocessing_of(plans, name), other)
             if differing:
                 raise ValueError(
                     f"{file} keeps its data in {identifier}, too, but preprocessed in another way "
@@ -249,7 +282,8 @@ def _with_own_configurations(plans: dict[str, Any], file: Path) -> dict[str, Any
     """The plans with the configurations that a user added to the old ones, which nnU-Net keeps, too."""
     if not file.exists():
         return plans
-    added = {n: c for n, c in read_json(file)["configurations"].items() if n not in PLANNED}
+    there = read_json(file, _Plans, remedy="Delete it to plan anew.").configurations
+    added = {n: c for n, c in there.items() if n not in PLANNED}
     return {**plans, "configurations": {**plans["configurations"], **added}}
 
 

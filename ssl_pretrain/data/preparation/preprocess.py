@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_pretrain.data.cases import OURS, MaskKind
+from ssl_pretrain.data.mask_doubts import doubt_about
 from ssl_pretrain.data.preparation.checks import read_checked, read_mask
 from ssl_pretrain.data.preparation.image_case import ImageCase, ImageError
 from ssl_pretrain.data.preparation.stored import PreprocessedCase, discard, store
@@ -23,6 +25,14 @@ ANATOMY_VOXELS = 10_000
 """Voxels of the anatomy mask that are kept with a case, for crops to be centred on."""
 
 
+NO_RESAMPLING = "no_resampling_hack"
+"""nnU-Net's name of the function that leaves an image as it is, in plans with ``-spacing none``."""
+
+SMALLEST_SHARE = 8
+"""An image has at least an eighth of the patch along every axis; with less, most of each crop is padding. nnU-Net pads
+any image. Of a patch of 128 voxels this is 16, one cell of the masks; of a patch of 7 slices it is a single one."""
+
+
 @dataclass(frozen=True)
 class Made:
     """What there is to say of a case that was preprocessed.
@@ -31,11 +41,13 @@ class Made:
         shape: voxels per axis after preprocessing.
         seconds: it took.
         warnings: what is odd about it, though it can be used.
+        doubts: of each kind of mask that it has, what speaks for its being the other way round; None if nothing does.
     """
 
     shape: tuple[int, int, int]
     seconds: float
     warnings: tuple[str, ...]
+    doubts: Mapping[MaskKind, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +83,8 @@ class Preprocessor:
         patch = as_triple(list(self._configuration.patch_size), "patch_size in the plans")
         store(result, self.folder, case.identifier, patch, self.staging)
         d, h, w = result.image.shape[1:]
-        return Made((d, h, w), time.monotonic() - start, tuple(warnings))
+        doubts = {kind: about["doubt"] for kind, about in result.properties[OURS].get("masks", {}).items()}
+        return Made((d, h, w), time.monotonic() - start, tuple(warnings), doubts)
 
     def preprocess(self, case: ImageCase) -> tuple[PreprocessedCase, list[str]]:
         """The arrays of a case, and warnings in words.
@@ -81,12 +94,22 @@ class Preprocessor:
         """
         data, properties, warnings = read_checked(case, self._reader, self.channels)
         read: dict[MaskKind, npt.NDArray[np.bool_]] = {}
+        about_masks: dict[MaskKind, dict[str, Any]] = {}
         for kind, file in masks_of(case).items():
+            inverted = kind in case.inverted
             read[kind], said = read_mask(file, case, data.shape[1:], self._reader)
+            if inverted:
+                read[kind] = ~read[kind]
+            about_masks[kind] = {"inverted": inverted, "doubt": doubt_about(kind, read[kind][0], data)}
             warnings += said
+        order = self._plans.transpose_forward
+        whole, spacing = ([values[axis] for axis in order] for values in (data.shape[1:], properties["spacing"]))
+        # Before the work, and because nnU-Net cannot make an image of no slices; cropping may leave still less.
+        self._check_size(case, whole, spacing, self._resampled(whole, spacing))
         image, segmentation, properties = self._preprocessor.run_case_npy(
             data, None, properties, self._plans, self._configuration, self.dataset
         )
+        self._check_size(case, properties["shape_after_cropping_and_before_resampling"], spacing, image.shape[1:])
         if not np.isfinite(image).all():
             raise ImageError(
                 f"{', '.join(map(str, case.images))}: preprocessing made NaN or Inf of it. Its intensities or its "
@@ -100,9 +123,31 @@ class Preprocessor:
         return PreprocessedCase(
             image=np.asarray(image, dtype=np.float32),
             segmentation=np.asarray(segmentation, dtype=np.int16),
-            properties={**properties, OURS: self._ours(case, masks)},
+            properties={**properties, OURS: self._ours(case, masks, about_masks)},
             masks=masks,
         ), warnings
+
+    def _resampled(self, shape: Sequence[int], spacing: Sequence[float]) -> Sequence[int]:
+        """Voxels per axis of an image after resampling, by nnU-Net's rule; axes as they are preprocessed."""
+        from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+
+        if self._configuration.configuration["resampling_fn_data"] == NO_RESAMPLING:
+            return shape
+        new: Sequence[int] = compute_new_shape(shape, spacing, self._configuration.spacing).tolist()
+        return new
+
+    def _check_size(
+        self, case: ImageCase, before: Sequence[int], spacing: Sequence[float], after: Sequence[int]
+    ) -> None:
+        patch = self._configuration.patch_size
+        least = [-(-size // SMALLEST_SHARE) for size in patch]
+        if any(size < needed for size, needed in zip(after, least, strict=True)):
+            raise ImageError(
+                f"{', '.join(map(str, case.images))}: {_times(before)} voxels of {_times(spacing)} mm become "
+                f"{_times(after)} by the plans, but at least {_times(least)} are needed, an eighth of their patch of "
+                f"{_times(patch)}: most of a crop would be padding. If the spacing in its header is wrong, correct it; "
+                "else leave the image out, or take plans with a smaller patch or a finer spacing."
+            )
 
     def _like_image(
         self, mask: npt.NDArray[np.bool_], properties: dict[str, Any], shape: tuple[int, ...]
@@ -117,12 +162,16 @@ class Preprocessor:
         resampled = np.asarray(resample(cropped, shape, spacing, self._configuration.spacing))
         return (resampled > 0).astype(np.uint8)
 
-    def _ours(self, case: ImageCase, masks: dict[MaskKind, npt.NDArray[np.uint8]]) -> dict[str, Any]:
+    def _ours(
+        self, case: ImageCase, masks: dict[MaskKind, npt.NDArray[np.uint8]], about_masks: dict[MaskKind, dict[str, Any]]
+    ) -> dict[str, Any]:
         entries: dict[str, Any] = {
             "info": case.info.to_dict(),
             "made_with": digest(preprocessing_of(self.plans, self.configuration)),
             "sources": [str(file.absolute()) for file in case.images],
         }
+        if about_masks:
+            entries["masks"] = about_masks
         if "anatomy" in masks:
             seed = zlib.crc32(case.identifier.encode())
             entries["anatomy_voxels"] = sample_voxels(masks["anatomy"][0], ANATOMY_VOXELS, seed)
@@ -146,6 +195,10 @@ class Preprocessor:
     @cached_property
     def _preprocessor(self) -> Any:
         return self._configuration.preprocessor_class(verbose=False)
+
+
+def _times(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
 
 
 def masks_of(case: ImageCase) -> dict[MaskKind, Path]:

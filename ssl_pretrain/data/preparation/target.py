@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssl_pretrain.data.locate import DatasetFiles, Plan, dataset_number, find_dataset, read_plan
+from ssl_pretrain.data.plans_file import AGAIN, refuse_other_names, resolve
 from ssl_pretrain.data.preparation.image_case import ImageCase, ImageError
 from ssl_pretrain.data.preparation.sources import some
 from ssl_pretrain.data.preparation.stored import names_in
 from ssl_pretrain.data.preprocessing import digest, preprocessing_of
-from ssl_pretrain.files import read_json
+from ssl_pretrain.files import check_name
 
-PLANS_ENTRIES = ("dataset_name", "plans_name", "image_reader_writer", "transpose_forward", "label_manager")
+PLANS_ENTRIES = ("image_reader_writer", "label_manager")
 CONFIGURATION_ENTRIES = (
-    "data_identifier",
     "preprocessor_name",
-    "patch_size",
-    "spacing",
-    "normalization_schemes",
     "use_mask_for_norm",
     "resampling_fn_data",
     "resampling_fn_data_kwargs",
     "resampling_fn_seg",
     "resampling_fn_seg_kwargs",
 )
-"""What nnU-Net's preprocessing reads of the plans."""
+"""What nnU-Net's preprocessing reads of the plans beyond what everything does."""
 
 STATISTICS = ("foreground_intensity_properties_per_channel", "foreground_intensity_properties_by_modality")
 """Intensities of the dataset, by their present and their earlier name."""
 
 RAW_VARIABLE = "nnUNet_raw"
-OF_VERSION_1 = ("plans_per_stage", "num_stages", "base_num_features")
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def find_target(dataset: str, plans_name: str, configuration: str) -> Target:
         ValueError, FileNotFoundError: something is missing, unknown or of another version of nnU-Net; says what to do.
     """
     folder = find_dataset(dataset)
-    file = folder / f"{plans_name}.json"
+    file = folder / f"{check_name(plans_name, 'plans (-p)')}.json"
     if not file.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.json") if "plans" in p.stem.lower()))
         raise FileNotFoundError(
@@ -83,77 +78,51 @@ def find_target(dataset: str, plans_name: str, configuration: str) -> Target:
             f"nnUNetv2_plan_and_preprocess -d {dataset_number(folder.name)} --no_pp, or nnUNetv2_plan_unlabeled for a "
             "dataset without labels."
         )
-    check_plans(read_json(file), configuration, file)
     plan = read_plan(file, folder / "dataset.json", configuration, cascades=False)
-    _check_dataset(plan, folder / "dataset.json")
+    refuse_other_names(plan.plans, file)
+    check_preprocessing(plan, file)
     files = DatasetFiles(
         folder.name, folder / plan.data_identifier, folder / "splits_final.json", folder / "dataset.json", file
     )
     return Target(files, plan, Path(os.environ.get(RAW_VARIABLE) or RAW_VARIABLE) / folder.name)
 
 
-def check_plans(plans: Mapping[str, Any], configuration: str, file: Path) -> None:
-    """Refuse plans that the installed nnU-Net cannot preprocess by. Whether the configuration exists is not asked.
+def check_preprocessing(plan: Plan, file: Path) -> None:
+    """Refuse plans that the installed nnU-Net cannot preprocess by.
 
     Raises:
-        ValueError: plans of version 1, without something, or with names that this nnU-Net does not know.
+        ValueError: plans without something, with names that this nnU-Net does not know, or for other channels.
     """
-    again = "Plan the dataset again with the nnU-Net that is installed (nnUNetv2_plan_experiment)"
-    old = [name for name in OF_VERSION_1 if name in plans]
-    if old:
-        raise ValueError(f"{file} is a plans file of nnU-Net version 1 (it has {', '.join(old)}). {again}.")
-    if not isinstance(plans, Mapping) or not isinstance(plans.get("configurations"), Mapping):
-        raise ValueError(f"{file} is not a plans file of nnU-Net version 2: it has no 'configurations'. {again}.")
-    if configuration not in plans["configurations"]:
-        return
-    resolved = _resolve(plans["configurations"], configuration, file)
-    missing = [name for name in PLANS_ENTRIES if name not in plans]
-    missing += [f"configurations.{configuration}.{name}" for name in CONFIGURATION_ENTRIES if name not in resolved]
-    if not any(name in resolved for name in ("architecture", "UNet_class_name")):
-        missing.append(f"configurations.{configuration}.architecture")
-    if not any(name in plans for name in STATISTICS):
+    resolved = resolve(plan.plans["configurations"], plan.configuration, file)
+    missing = [name for name in PLANS_ENTRIES if name not in plan.plans]
+    missing += [f"configurations.{plan.configuration}.{name}" for name in CONFIGURATION_ENTRIES if name not in resolved]
+    if not any(name in plan.plans for name in STATISTICS):
         missing.append(STATISTICS[0])
     if missing:
         raise ValueError(
-            f"{file} lacks {', '.join(missing)}: it is of another version of nnU-Net, or was edited. {again}."
+            f"{file} lacks {', '.join(missing)}: it is of another version of nnU-Net, or was edited. {AGAIN}"
         )
-    _check_names(plans, configuration, f"{file} names something that this nnU-Net does not have", again)
+    schemes = resolved["normalization_schemes"]
+    if len(schemes) != plan.input_channels:
+        raise ValueError(
+            f"{file.with_name('dataset.json')} has {plan.input_channels} channels, the plans {file} are for "
+            f"{len(schemes)}. {AGAIN}"
+        )
+    _check_names(plan, f"{file} names something that this nnU-Net does not have")
 
 
-def _resolve(configurations: Mapping[str, Any], name: str, file: Path) -> dict[str, Any]:
-    """A configuration with what it inherits; nnU-Net's own way of doing so needs complete plans."""
-    chain: list[str] = []
-    while name is not None:
-        if name in chain or name not in configurations:
-            raise ValueError(f"{file}: configuration {chain[-1]!r} inherits from {name!r}, which leads nowhere.")
-        chain.append(name)
-        name = configurations[name].get("inherits_from")
-    return {key: value for one in reversed(chain) for key, value in configurations[one].items()}
-
-
-def _check_names(plans: Mapping[str, Any], configuration: str, fault: str, remedy: str) -> None:
+def _check_names(plan: Plan, fault: str) -> None:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     try:
-        manager = PlansManager(dict(plans))
-        resolved = manager.get_configuration(configuration)
+        manager = PlansManager(plan.plans)
+        resolved = manager.get_configuration(plan.configuration)
         found = [manager.image_reader_writer_class, resolved.preprocessor_class]
         found += [resolved.resampling_fn_data, resolved.resampling_fn_seg]
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{fault}: {error}. {remedy}.") from error
+        raise ValueError(f"{fault}: {error}. {AGAIN}") from error
     if any(thing is None for thing in found):
-        raise ValueError(f"{fault}: preprocessor_name {resolved.preprocessor_name!r}. {remedy}.")
-
-
-def _check_dataset(plan: Plan, file: Path) -> None:
-    if "file_ending" not in plan.dataset:
-        raise ValueError(f"{file} has no 'file_ending', such as .nii.gz.")
-    schemes = _resolve(plan.plans["configurations"], plan.configuration, file)["normalization_schemes"]
-    if len(schemes) != plan.input_channels:
-        raise ValueError(
-            f"{file} has {plan.input_channels} channels, the plans {plan.name} are for {len(schemes)}. Plan the "
-            "dataset again (nnUNetv2_plan_experiment)."
-        )
+        raise ValueError(f"{fault}: preprocessor_name {resolved.preprocessor_name!r}. {AGAIN}")
 
 
 def refuse_labelled(cases: Sequence[ImageCase], target: Target) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.data.cases import OURS
+from ssl_pretrain.data.cases import OURS, MaskKind
+from ssl_pretrain.data.mask_doubts import warn_of_doubts
 from ssl_pretrain.data.preparation.image_case import ImageCase
 from ssl_pretrain.data.preparation.parallel import Failure, run_cases
 from ssl_pretrain.data.preparation.preprocess import Made, Preprocessor, masks_of
@@ -158,6 +159,7 @@ def _make(cases: Sequence[ImageCase], target: Target, options: Options, staging:
         folder=target.folder,
         staging=staging,
     )
+    doubts: dict[MaskKind, list[str | None]] = {kind: [] for kind in KINDS}
     with _results(preprocessor, cases, options, "preprocessing") as results:
         for case, result in results:
             if isinstance(result, Failure):
@@ -166,6 +168,10 @@ def _make(cases: Sequence[ImageCase], target: Target, options: Options, staging:
                 continue
             _tell(case, result)
             summary.made += 1
+            for kind, doubt in result.doubts.items():
+                doubts[kind].append(doubt and f"{masks_of(case)[kind]}: {doubt}")
+    for kind, found in doubts.items():
+        warn_of_doubts(kind, found)
 
 
 def _tell(case: ImageCase, made: Made) -> None:
@@ -190,7 +196,7 @@ def _finished(cases: Sequence[ImageCase], target: Target) -> list[ImageCase]:
         ValueError: some were made with other plans.
     """
     candidates, expected = _with_files(cases, target.folder), target.made_with
-    finished, other_plans, elsewhere, renewed = [], [], [], 0
+    finished, other_plans, elsewhere, turned, renewed = [], [], [], [], 0
     # On a network drive, opening a file is waiting; many wait together.
     with ThreadPoolExecutor(READERS) as pool:
         origins = pool.map(lambda case: _origin(target.folder, case.identifier), candidates)
@@ -198,7 +204,10 @@ def _finished(cases: Sequence[ImageCase], target: Target) -> list[ImageCase]:
             if origin is None:
                 logger.warning("%s: its .pkl is missing or damaged, so it is made again", case.identifier)
                 continue
-            made_with, sources, info = origin
+            made_with, sources, info, inverted = origin
+            if any((kind in case.inverted) != (kind in inverted) for kind in masks_of(case)):
+                turned.append(case.identifier)
+                continue
             if info != case.info.to_dict():
                 renewed += 1
                 renew_info(target.folder, case.identifier, case.info)
@@ -207,6 +216,13 @@ def _finished(cases: Sequence[ImageCase], target: Target) -> list[ImageCase]:
             if sources != [str(file.absolute()) for file in case.images]:
                 elsewhere.append((sources[0], str(case.images[0])))
             finished.append(case)
+    if turned:
+        logger.warning(
+            "%d finished cases have a mask that was taken the other way round than the collection says, and are made "
+            "again: %s",
+            len(turned),
+            some(turned),
+        )
     if renewed:
         logger.info("what is known about %d finished cases has changed (subject, modality, …) and was renewed", renewed)
     if other_plans:
@@ -237,13 +253,15 @@ def _with_files(cases: Sequence[ImageCase], folder: Path) -> list[ImageCase]:
     ]
 
 
-def _origin(folder: Path, identifier: str) -> tuple[str, list[str], dict[str, Any]] | None:
-    """What a case was made with and from, and what is known about it; None if that cannot be read."""
+def _origin(folder: Path, identifier: str) -> tuple[str, list[str], dict[str, Any], set[MaskKind]] | None:
+    """What a case was made with and from, what is known about it, which masks were inverted; None if unreadable."""
     properties = read_properties(folder, identifier)
     if properties is None:
         return None
     ours = properties[OURS]
-    return ours["made_with"], ours["sources"], ours.get("info", {})
+    # Cases without a word about their masks are of before masks could be inverted.
+    inverted = {kind for kind, about in ours.get("masks", {}).items() if about["inverted"]}
+    return ours["made_with"], ours["sources"], ours.get("info", {}), inverted
 
 
 def _intact(cases: Sequence[ImageCase], target: Target, options: Options) -> list[ImageCase]:

@@ -21,6 +21,7 @@ import torch
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from ssl_pretrain.files import archive_fault
 from ssl_pretrain.harmless import RefusalError, harmless_globals
 from ssl_pretrain.transfer.sources.bounds import LARGEST_PICKLE, BombError, check_archive, check_pickle
 
@@ -44,7 +45,7 @@ def open_pickle(file: Path) -> Any:
         _check_bounds(file)
         with _harmless(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (PermissionError, BombError):
         raise
     except Exception as error:  # torch.load answers malformed files with KeyError, EOFError, struct.error and others
@@ -66,6 +67,10 @@ def open_pickle(file: Path) -> Any:
                 "torch.save({'network_weights': network.state_dict()}, FILE)."
             ) from error
         raise ValueError(_not_a_checkpoint(file, error)) from error
+    # PyTorch does not look at the checksums: a tensor with a flipped bit is one like any other.
+    if (fault := archive_fault(file)) is not None:
+        raise ValueError(f"{file} is damaged: {fault}. Copy or download it again.")
+    return content
 
 
 def unsafe_globals(file: Path) -> list[str]:

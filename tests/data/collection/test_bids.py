@@ -96,9 +96,61 @@ def test_what_is_no_3d_image_is_left_out_and_counted(study, caplog):
     assert names(collection)[-2:] == ["sub-02_FLAIR.nii.gz", "sub-02_PDw.nii.gz"]
     assert len(names(collection)) == 5
     assert caplog.messages == [
-        "Left out: 2 in dwi folders, 1 in func folders, 1 links to files that are not there (datalad get downloads "
-        "them), 2 masks and segmentations, 1 with more than three axes, 2 with names that are not those of BIDS"
+        "Left out: 2 in dwi folders (e.g. sub-01/ses-a/dwi/sub-01_ses-a_dwi.nii.gz), 1 in func folders (e.g. "
+        "sub-02/func/sub-02_task-rest_bold.nii.gz), 1 links to files that are not there, which datalad get downloads "
+        "(e.g. sub-02/anat/sub-02_T2w.nii.gz), 2 masks and segmentations (e.g. sub-02/anat/sub-02_dseg.nii.gz), 1 with "
+        "more than three axes (e.g. sub-02/anat/sub-02_MEGRE.nii.gz), 2 with names that are not those of BIDS (e.g. "
+        "sub-02/anat/T1w.nii.gz)"
     ]
+
+
+def left_out(folder, caplog):
+    """What the log says is left out, and the names of the images."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="ssl_pretrain"):
+        found = names(collect(folder))
+    return "".join(m for m in caplog.messages if m.startswith("Left out: ")), found
+
+
+def test_phase_real_and_imaginary_parts_are_no_images_of_their_modality(study, caplog):
+    for part in ("mag", "phase", "real", "imag"):
+        volume(study / "sub-02" / "anat" / f"sub-02_echo-1_part-{part}_T2starw.nii.gz")
+    said, found = left_out(study, caplog)
+    assert said == (
+        "Left out: 3 phase, real or imaginary parts (e.g. sub-02/anat/sub-02_echo-1_part-imag_T2starw.nii.gz)"
+    )
+    assert [name for name in found if "T2starw" in name] == ["sub-02_echo-1_part-mag_T2starw.nii.gz"]
+
+
+def test_subjects_that_vanish_are_counted_and_so_is_what_they_have(study, caplog):
+    expected = names(collect(study))
+    volume(study / "sub-03" / "sub-03_T1w.nii.gz")
+    volume(study / "sub-04" / "visit1" / "anat" / "sub-04_T1w.nii.gz")
+    volume(study / "sub-05" / "ses-1" / "sub-05_T1w.nii")
+    volume(study / "patient6" / "anat" / "T1w.nii.gz")
+    (study / "sub-07" / "anat").mkdir(parents=True)
+    (study / "sub-07" / "anat" / "sub-07_T1w.mgz").touch()
+    said, found = left_out(study, caplog)
+    assert found == expected
+    assert said == (
+        "Left out: 1 in folders that BIDS does not know (e.g. sub-04/visit1/anat/sub-04_T1w.nii.gz), 1 in other "
+        "formats than NIfTI (e.g. sub-07/anat/sub-07_T1w.mgz), 1 other folders beside the subjects (e.g. patient6), 2 "
+        "outside of folders such as anat (e.g. sub-03/sub-03_T1w.nii.gz), 4 subjects without an image (e.g. sub-03)"
+    )
+
+
+def test_of_twins_the_one_is_taken_that_simpleitk_would_read(study, caplog):
+    volume(study / "sub-02" / "anat" / "sub-02_FLAIR.nii")
+    said, found = left_out(study, caplog)
+    assert said.startswith("Left out: 1 .nii.gz files beside a .nii of the same name, which is taken (e.g. sub-02/anat")
+    assert found[-1] == "sub-02_FLAIR.nii"
+    assert len(image_cases(collect(study))) == 4
+
+
+def test_folders_without_subjects_are_counted_among_datasets(study, tmp_path, caplog):
+    volume(tmp_path / "other" / "x.nii.gz")
+    (tmp_path / ".git").mkdir()
+    assert left_out(tmp_path, caplog)[0] == "Left out: 1 folders without sub-* folders (e.g. other)"
 
 
 def test_other_datatypes_are_searched_when_asked_for(study):
@@ -122,9 +174,29 @@ def test_a_defacemask_is_the_mask_of_the_image_with_its_entities(study, caplog):
     assert [case.anonymization_mask for case in cases] == [first, second, None, None]
     assert all(case.anatomy_mask is None for case in cases)
     assert "Took 2 _defacemask files as anonymisation masks: what is not 0 in them counts as removed" in caplog.text
+    assert not any(case.inverted for case in cases)
     assert "1 _defacemask files belong to no image, or to several, and are not used" in caplog.text
-    assert "Left out: 1 masks and segmentations" in caplog.text
+    assert "Left out: 1 masks and segmentations (e.g. " in caplog.text
     assert not any(case.anonymization_mask for case in image_cases(collect(study, masks=False)))
+
+
+@pytest.mark.parametrize(("marks", "share"), [("removed", 0.1), ("removed", 0.9), ("kept", 0.1), ("kept", 0.9)])
+def test_the_sense_of_defacemasks_is_told_by_the_user_and_looked_at(study, caplog, marks, share):
+    """A face is the smaller part of a head; BIDS does not say whether 1 is the face or the rest."""
+    file = study / "sub-02" / "anat" / "sub-02_defacemask.nii.gz"
+    voxels = (np.arange(1000) < 1000 * share).reshape(10, 10, 10).astype(np.uint8)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), str(file))
+    with caplog.at_level(logging.INFO, logger="ssl_pretrain"):
+        collection = collect(study, deface_marks=marks)
+    masked = [case for case in image_cases(collection) if case.anonymization_mask]
+    assert [case.inverted for case in masked] == [{"anonymization"} if marks == "kept" else set()]
+    (told,) = [record for record in caplog.records if "_defacemask" in record.message]
+    other = "kept" if marks == "removed" else "removed"
+    doubtful = (share > 0.5) == (marks == "removed")
+    assert f"counts as {marks}. It is {100 * share:.0f} % of the image (median of 1 masks)." in told.message
+    assert (f"That looks like {other}." in told.message) == doubtful
+    assert told.levelname == ("WARNING" if doubtful else "INFO")
+    assert f"give -defacemask_marks {other} if it is that, or --no_masks" in told.message
 
 
 def test_a_defacemask_that_may_belong_to_two_images_is_not_used(study, caplog):
@@ -156,11 +228,52 @@ def test_a_folder_in_another_layout_is_told_what_bids_is(tmp_path):
 
 def test_a_layout_without_images_says_what_was_left_out(tmp_path):
     volume(tmp_path / "sub-01" / "func" / "sub-01_bold.nii.gz")
-    with pytest.raises(ValueError, match=r"No image in .*: 1 in func folders. Searched: anat, ct, pet \(-datatypes\)"):
+    with pytest.raises(
+        ValueError, match=r"No image in .*: 1 in func folders \(e.g. .*\). Searched: anat, ct, pet \(-datatypes\)"
+    ):
         collect(tmp_path)
     shutil.rmtree(tmp_path / "sub-01" / "func")
     with pytest.raises(ValueError, match=r"No image in .*: its sub-\* folders are empty"):
         collect(tmp_path)
+
+
+def told_of(study, content, caplog):
+    """What participants.tsv says of the two subjects, and the warnings."""
+    (study / "participants.tsv").write_bytes(content)
+    caplog.clear()
+    subjects = collect(study).datasets["ds 07"].subjects
+    return [subjects[name].subject_info for name in ("sub-01", "sub-02")], "\n".join(caplog.messages)
+
+
+def test_a_quotation_mark_is_a_letter_and_swallows_no_row(study, caplog):
+    content = b'participant_id\tnote\tage\nsub-01\t"left\t3\nsub-02\tright"\t4\n'
+    assert told_of(study, content, caplog) == ([{"note": '"left', "age": 3}, {"note": 'right"', "age": 4}], "")
+
+
+def test_a_table_in_latin_1_is_read_with_one_warning(study, caplog):
+    infos, said = told_of(study, "participant_id\tsite\r\nsub-01\tKöln\r\n".encode("latin-1"), caplog)
+    assert infos == [{"site": "Köln"}, {}]
+    assert said == (
+        f"{study / 'participants.tsv'} is not UTF-8 and is read as Latin-1; save it as UTF-8 if letters come out wrong"
+    )
+    with pytest.raises(ValueError, match=r"participants.tsv is encoded in UTF-16. Save it again as UTF-8"):
+        told_of(study, "participant_id\tsite\n".encode("utf-16"), caplog)
+
+
+def test_rows_that_do_not_fit_are_left_out_and_counted(study, caplog):
+    content = b"participant_id\tsex\tage\nsub-01\tF\tleft\t26\nsub-02\tM\n02\tF\t9\n\n"
+    infos, said = told_of(study, content, caplog)
+    assert infos == [{}, {"sex": "M"}]
+    assert "participants.tsv: 1 rows have more cells than the table has columns" in said
+    assert "they are left out, e.g. line 2" in said
+    assert "participants.tsv: 1 rows repeat a participant and are left out, e.g. sub-02 in line 4" in said
+
+
+def test_a_table_that_is_no_table_is_refused_by_name(study, caplog):
+    with pytest.raises(ValueError, match=r"participants.tsv, line 2 cannot be read: .*Correct the line"):
+        told_of(study, b"participant_id\tnote\nsub-01\t" + b"x" * 200_000, caplog)
+    with pytest.raises(ValueError, match=r"participants.tsv has no column participant_id"):
+        told_of(study, b"", caplog)
 
 
 def test_a_table_of_participants_without_names_is_refused(study):

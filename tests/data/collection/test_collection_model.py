@@ -204,10 +204,10 @@ def test_what_is_no_collection_is_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pretrain_data.json does not exist. Make it with nnUNetv2_make"):
         read_collection(file)
     file.write_text('{"collection_index": 1,\n}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"pretrain_data.json is not JSON: .*line 2 column 1"):
+    with pytest.raises(ValueError, match=r"pretrain_data.json is not valid JSON: .*line 2 column 1"):
         read_collection(file)
     file.write_bytes(b"\x1f\x8b\xff\xfe")
-    with pytest.raises(ValueError, match=r"pretrain_data.json is not JSON"):
+    with pytest.raises(ValueError, match=r"pretrain_data.json is not text in UTF-8"):
         read_collection(file)
     file.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"the document must be an object \{…\}, got \[\]"):

@@ -108,10 +108,34 @@ def test_the_document_is_what_nnssl_writes_with_consistent_names(download):
         "associated_masks": {"anonymization_mask": None, "anatomy_mask": None},
     }
     second = document["datasets"]["ds000002"]
+    assert first["inverted_masks"] == second["inverted_masks"] == ["anatomy_mask"]
     assert second["dataset_info"] == {"image_quality_score": []}
     assert second["subjects"]["sub-01"]["sessions"]["ses-DEFAULT"]["images"][0]["image_info"] == {"echo_time": "0.1 s"}
     assert "NaN" not in json.dumps(document)
     assert Collection.from_dict(document).to_dict() == document
+
+
+def test_anatomy_masks_are_1_in_the_background_and_the_collection_says_so(download):
+    assert all(case.inverted == {"anatomy"} for case in image_cases(convert(download, name="Part")))
+
+
+def test_a_table_in_another_encoding_or_with_a_shifted_row_is_read_with_a_word(download, caplog):
+    table = download / TABLE
+    text = table.read_text(encoding="utf-8").replace("Siemens", "Köln")
+    table.write_bytes(text.encode("latin-1"))
+    images = [image.image_info for *_, image in convert(download).images()]
+    assert images[2]["manufacturer"] == "Köln"
+    assert f"{table} is not UTF-8 and is read as Latin-1" in caplog.text
+    table.write_text(text.replace(",x,", ",x,,,,,,,,,,,,,,,,,,", 1), encoding="utf-8")
+    assert len(image_cases(convert(download))) == 4
+    assert f"{table}: 1 rows have more cells than the table has columns" in caplog.text
+    assert "they are left out, e.g. line 3" in caplog.text
+    table.write_text(text, encoding="utf-16")
+    with pytest.raises(ValueError, match=r"openneuro_metadata.csv is encoded in UTF-16. Save it again as UTF-8"):
+        convert(download)
+    table.write_text(text + '"' + "x" * 200_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"openneuro_metadata.csv, line 7 cannot be read: field larger"):
+        convert(download)
 
 
 def test_masks_are_those_of_the_table_and_an_empty_cell_is_none(download):

@@ -244,12 +244,6 @@ def test_nothing_to_learn(image, tmp_path):
     assert read(image, constant)[2] == [f"{constant}: is 7 everywhere"]
 
 
-def test_a_volume_that_is_too_small(tmp_path):
-    file = write_image(tmp_path / "x_0000.nii.gz", volume(0)[0, :7])
-    assert "7 x 22 x 24 voxels. At least 8 are needed along every axis" in refused(file)
-    assert read(write_image(file, volume(0)[0, :8]))[2] == []
-
-
 def test_what_a_reader_without_geometry_prints_is_a_warning(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     file = tmp_path / "x_0000.tif"

@@ -39,6 +39,14 @@ def test_intensities_are_of_what_is_above_the_lowest_value(tmp_path):
     assert (statistics["min"], statistics["max"]) == (body.min(), body.max())
 
 
+@pytest.mark.parametrize("slices", [1, 7])
+def test_a_thin_image_is_measured_like_any_other(tmp_path, slices):
+    voxels = np.random.default_rng(0).normal(size=(slices, 32, 32)).astype(np.float32)
+    case = ImageCase(identifier="a", images=(write_image(tmp_path / "a_0000.nii.gz", voxels, (1, 1, 10)),))
+    found, failed = extract_fingerprint([case], SimpleITKIO(), 1, 0)
+    assert (found["shapes_after_crop"], failed) == ([[slices, 32, 32]], {})
+
+
 def test_padding_with_zeros_is_cropped(tmp_path):
     voxels = np.zeros(SHAPE, dtype=np.float32)
     voxels[4:20, 8:24, 8:24] = np.random.default_rng(0).uniform(1, 2, (16, 16, 16))

@@ -177,6 +177,77 @@ def test_masks_outside_of_what_is_not_zero_stay_masks(tmp_path):
     assert np.array_equal(mask[0], marks[4:24, 6:28, 2:26])
 
 
+def test_an_inverted_mask_is_stored_as_1_where_it_counts_and_what_was_done_is_kept(tmp_path):
+    """As OpenMind's, which are 1 in the background: crops are centred on the head."""
+    head = np.zeros((20, 22, 24), dtype=bool)
+    head[5:15, 6:16, 7:17] = True
+    image = np.where(head, 500, 10) + volume(0)[0]
+    file = write_image(tmp_path / "x_0000.nii.gz", image.astype(np.float32))
+    background = write_image(tmp_path / "fb_mask.nii.gz", (~head).astype(np.uint8))
+    preprocessor = preprocessor_for(tmp_path / "out")
+    right = case_of(file, anatomy_mask=background, anonymization_mask=background, inverted=frozenset({"anatomy"}))
+    made = preprocessor(right)
+    assert np.array_equal(read_whole(mask_file(preprocessor.folder, "anatomy", "x"))[0], head)
+    assert np.array_equal(read_whole(mask_file(preprocessor.folder, "anonymization", "x"))[0], ~head)
+    kept = read_properties(preprocessor.folder, "x")["ssl_pretrain"]
+    assert np.array_equal(kept["anatomy_voxels"], np.argwhere(head))
+    assert kept["masks"] == {
+        "anatomy": {"inverted": True, "doubt": None},
+        "anonymization": {"inverted": False, "doubt": "it marks 91 % of the image"},
+    }
+    assert made.doubts == {"anatomy": None, "anonymization": "it marks 91 % of the image"}
+    assert preprocessor(replace(right, inverted=frozenset())).doubts["anatomy"] == "it holds the corners of the volume"
+
+
+def thin(tmp_path, slices, mm, **entries):
+    """Preprocess an image of some slices of 32 x 32 voxels of 1 mm."""
+    voxels = np.random.default_rng(0).normal(size=(slices, 32, 32)).astype(np.float32)
+    case = case_of(write_image(tmp_path / "x_0000.nii.gz", voxels, (1, 1, mm)))
+    return preprocessor_for(tmp_path / "out", complete_plans(**entries)).preprocess(case)[0].image.shape[1:]
+
+
+@pytest.mark.parametrize("slices", [1, 2, 6, 7])
+def test_a_thin_image_is_taken_where_the_patch_is_thin(tmp_path, slices):
+    """nnU-Net plans a patch of 7 for slices of 10 mm."""
+    assert thin(tmp_path, slices, 10, patch_size=[7, 32, 32], spacing=[10.0, 1.0, 1.0]) == (slices, 32, 32)
+
+
+def test_a_thin_image_whose_slices_are_thick_is_taken_where_they_become_many(tmp_path):
+    assert thin(tmp_path, 6, 5, patch_size=[32, 32, 32]) == (30, 32, 32)
+
+
+@pytest.mark.parametrize("mm", [0.1, 0.001])
+def test_an_image_of_which_resampling_leaves_almost_nothing_is_refused_with_numbers(tmp_path, mm):
+    with pytest.raises(ImageError) as error:
+        thin(tmp_path, 20, mm, patch_size=[32, 32, 32])
+    assert str(error.value) == (
+        f"{tmp_path / 'x_0000.nii.gz'}: 20 x 32 x 32 voxels of {mm} x 1 x 1 mm become {round(20 * mm)} x 32 x 32 by "
+        "the plans, but at least 4 x 4 x 4 are needed, an eighth of their patch of 32 x 32 x 32: most of a crop would "
+        "be padding. If the spacing in its header is wrong, correct it; else leave the image out, or take plans with a "
+        "smaller patch or a finer spacing."
+    )
+
+
+def test_the_smallest_image_is_an_eighth_of_the_patch_rounded_up(tmp_path):
+    assert thin(tmp_path, 3, 1, patch_size=[24, 32, 32]) == (3, 32, 32)
+    with pytest.raises(ImageError, match="3 x 32 x 32 by the plans, but at least 4 x 4 x 4 are needed"):
+        thin(tmp_path / "again", 3, 1, patch_size=[25, 32, 32])
+
+
+def test_what_cropping_leaves_is_what_counts(tmp_path):
+    voxels = np.zeros((20, 32, 32), dtype=np.float32)
+    voxels[4:6] = np.random.default_rng(0).normal(size=(2, 32, 32))
+    case = case_of(write_image(tmp_path / "x_0000.nii.gz", voxels))
+    with pytest.raises(ImageError, match="2 x 32 x 32 voxels of 1 x 1 x 1 mm become 2 x 32 x 32 by the plans"):
+        preprocessor_for(tmp_path / "out", complete_plans(patch_size=[32, 32, 32])).preprocess(case)
+
+
+def test_without_resampling_the_spacing_does_not_count(tmp_path):
+    untouched = {f"resampling_fn_{what}": "no_resampling_hack" for what in ("data", "seg")}
+    untouched |= {f"resampling_fn_{what}_kwargs": {} for what in ("data", "seg")}
+    assert thin(tmp_path, 20, 0.1, patch_size=[32, 32, 32], **untouched) == (20, 32, 32)
+
+
 def test_masks_that_mark_nothing_or_everything_are_warned_of(tmp_path):
     nothing, everything = (write_image(tmp_path / f"{v}.nii.gz", np.full((20, 22, 24), v, "uint8")) for v in (0, 1))
     case = case_of(write_image(tmp_path / "x_0000.nii.gz", volume(0)[0]), anatomy_mask=nothing)

@@ -1,0 +1,129 @@
+"""What a study's own files must hold to be read again: they may be edited, damaged, or of another program."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, model_validator
+
+from ssl_pretrain.study.arms import Arm
+from ssl_pretrain.study.design import Size, StudySettings, runs_of
+
+Dice = Annotated[float, Field(ge=0, le=1)] | None
+"""None where neither prediction nor truth has the label."""
+
+
+class StoredFold(BaseModel):
+    """Cases of a fold."""
+
+    train: list[str]
+    validation: list[str]
+
+
+class StoredDataset(BaseModel):
+    """The dataset of a study."""
+
+    name: str
+    labels: dict[str, str]
+    folds: dict[int, StoredFold]
+
+
+class StoredSize(BaseModel):
+    """An amount of training data."""
+
+    label: str
+    cases: dict[int, Annotated[int, Field(gt=0)]]
+
+
+class StoredStudy(BaseModel):
+    """``study.json`` as far as it is read again; the tables in it are made anew."""
+
+    settings: StudySettings
+    dataset: StoredDataset
+    arms: list[Arm] = Field(min_length=1)
+    sizes: list[StoredSize]
+    subsets: list[tuple[int, int, int, int]]
+    begun: str
+    versions: dict[str, Any]
+    machine: dict[str, Any]
+    warnings: list[str] = []
+
+    @property
+    def amounts(self) -> list[Size]:
+        """The amounts of training data."""
+        return [Size(size.label, size.cases) for size in self.sizes]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StoredStudy:
+        folds = set(self.settings.folds)
+        if not folds <= self.dataset.folds.keys() or any(folds - size.cases.keys() for size in self.sizes):
+            raise ValueError("the folds of settings, dataset and sizes are not the same")
+        names = {arm.name for arm in self.arms}
+        if len(names) < len(self.arms) or not {arm.baseline for arm in self.arms if arm.baseline} <= names:
+            raise ValueError("two arms have one name, or one is compared with none of them")
+        runs = runs_of([arm.name for arm in self.arms], self.settings, self.amounts)
+        if not runs or not {run.subset for run in runs} <= {(f, s, n) for f, s, n, _ in self.subsets}:
+            raise ValueError("subsets are not those of the runs that settings, arms and sizes ask for")
+        return self
+
+
+class Seconds(BaseModel):
+    """Times of a run that are summed up."""
+
+    process: Annotated[float, Field(ge=0)]
+
+
+class Trained(BaseModel):
+    """Length of a run."""
+
+    steps: int
+    batch_size: int
+
+
+class Device(BaseModel):
+    """What a run ran on."""
+
+    device: str
+
+
+class Result(BaseModel):
+    """``result.json`` of a run as far as it is read again."""
+
+    dice: Annotated[float, Field(ge=0, le=1)]
+    labels: dict[str, Dice]
+    per_case: dict[str, dict[str, Dice]] = Field(min_length=1)
+    seconds: Seconds
+    trained: Trained
+    machine: Device
+
+    @model_validator(mode="after")
+    def _of_the_same_labels(self) -> Result:
+        if any(values.keys() != self.labels.keys() for values in self.per_case.values()):
+            raise ValueError("the labels of per_case are not those of labels")
+        return self
+
+
+class Failure(BaseModel):
+    """``failure.json`` of a run."""
+
+    error: str
+
+
+class Metrics(BaseModel):
+    """Of a label in a case: voxels that have it in the truth, and Dice, NaN where neither side has it."""
+
+    n_ref: int
+    dice: float = Field(alias="Dice")
+
+
+class PredictedCase(BaseModel):
+    """A case in nnU-Net's ``summary.json``."""
+
+    metrics: dict[str, Metrics]
+    prediction_file: str
+
+
+class Summary(BaseModel):
+    """What is read of nnU-Net's ``summary.json``."""
+
+    metric_per_case: list[PredictedCase]
