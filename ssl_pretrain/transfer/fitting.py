@@ -75,7 +75,6 @@ def judge(slot: Slot, offered: Tensor, weights: WeightsFile, inputs: Inputs) -> 
         return Verdict("fresh", f"{offered.dtype} in the file, {slot.tensor.dtype} in the network")
     if slot.positions is not None and slot.adapts(offered):
         return _positioned(slot.positions, offered, weights.patch)
-    seen = offered.dim() > 1 and slot.input_projection and offered.shape[1] == inputs.theirs
     same = slot.tensor.shape == offered.shape
     if not same and not slot.adapts(offered):
         return Verdict("fresh", _misfit(slot, offered))

@@ -75,8 +75,17 @@ def test_a_later_stage_of_a_cascade_is_neither_taken_nor_offered_where_images_ha
     choices = r"Choose from: 3d_fullres, 3d_planned_only\."
     with pytest.raises(ValueError, match=f"takes the segmentation of '3d_lowres' as input.* {choices}"):
         locate("7", "3d_cascade_fullres", "nnUNetPlans", cascades=False)
-    with pytest.raises(ValueError, match=f"'2d' is 2-D.* {choices}"):
+    with pytest.raises(ValueError, match=f"'2d' of .* is 2-D.* {choices}"):
         locate("7", "2d", "nnUNetPlans", cascades=False)
+
+
+def test_a_configuration_that_is_broken_is_not_offered(dataset):
+    file = dataset / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"] |= {"3d_lost": {"inherits_from": "3d_nowhere"}, "3d_empty": {}}
+    file.write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=r"There: 3d_fullres, 3d_cascade_fullres, 3d_planned_only\."):
+        locate("7", "4d", "nnUNetPlans")
 
 
 def test_two_datasets_of_one_number_are_ambiguous(dataset, tmp_path):

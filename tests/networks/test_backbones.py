@@ -99,14 +99,16 @@ def test_plans_of_another_kind_of_network_say_what_to_use(name, message):
         build_backbone("plans", architecture=arch, input_channels=1, num_classes=2, patch=(16, 16, 16))
 
 
-def test_plans_that_name_a_layer_which_is_not_there_are_not_built_without_it():
+@pytest.mark.parametrize(("trust", "message"), [(False, "is no class of layers"), (True, "which Python does not find")])
+def test_plans_that_name_a_layer_which_is_not_there_are_not_built_without_it(trust, message):
     """nnU-Net would leave the activations out, and say nothing."""
     arch = copy.deepcopy(architecture())
     arch["arch_kwargs"]["nonlin"] = "torch.nn.modules.module.torch.os.ReLU"
+    request = {"architecture": arch, "input_channels": 1, "num_classes": 2, "patch": (16, 16, 16)}
     with pytest.raises(
-        ValueError, match=r"The plans name nonlin torch\.nn\.modules\.module\.torch\.os\.ReLU, which Py"
+        ValueError, match=rf"The plans name nonlin '?torch\.nn\.modules\.module\.torch\.os\.ReLU.*{message}"
     ):
-        build_backbone("plans", architecture=arch, input_channels=1, num_classes=2, patch=(16, 16, 16))
+        build_backbone("plans", **request, trust_plans=trust)
 
 
 @pytest.mark.parametrize(

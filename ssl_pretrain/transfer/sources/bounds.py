@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickletools
 import zipfile
 from collections.abc import Iterable, Mapping
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -143,37 +144,51 @@ def _follow(operations: Iterable[tuple[Any, Any, Any]], made: list[_Made], most:
     for number, (operation, argument, _) in enumerate(operations):
         if number >= most:
             raise _TooMuchError(f"it has more than {most} instructions beside its tensors")
-        name, before = operation.name, operation.stack_before
-        if name == "MARK":
-            marks.append(len(stack))
-        elif name == "MEMOIZE" or name.endswith("PUT"):
+        name = operation.name
+        does, takes = _effect(operation)
+        if does == "push":
+            stack.append(argument)
+        elif does == "put":
             memo[len(memo) if argument is None else argument] = stack[-1]
-        elif name.endswith("GET"):
+        elif does == "get":
             stack.append(memo[argument])
-        elif name == "DUP":
+        elif does == "mark":
+            marks.append(len(stack))
+        elif does == "repeat":
             stack.append(stack[-1])
-        elif not before:
-            stack += [_new([], made) if name.startswith("EMPTY") else argument] if operation.stack_after else []
-        else:
-            adds = name in _ADDING
-            start = marks.pop() if pickletools.markobject in before else len(stack) - len(before) + adds
+        elif does != "nothing":
+            start = marks.pop() if takes is None else len(stack) - takes
             taken = stack[start:]
             del stack[start:]
-            if adds:
+            if does == "add":
                 stack[-1].inner.extend(taken)
-            elif operation.stack_after:
+            elif does == "make":
                 if name == "REDUCE":
                     _check_call(*taken)
-                stack.append(_new(taken, made))
+                made.append(_Made(taken))
+                stack.append(made[-1])
+
+
+@cache
+def _effect(operation: Any) -> tuple[str, int | None]:
+    """What an instruction does to the stack, and how many objects it takes from there; None for all after a mark."""
+    name, before = operation.name, operation.stack_before
+    takes = None if pickletools.markobject in before else len(before) - (name in _ADDING)
+    if name == "MEMOIZE" or name.endswith("PUT"):
+        return "put", 0
+    if name.endswith("GET"):
+        return "get", 0
+    if name in ("MARK", "DUP"):
+        return {"MARK": "mark", "DUP": "repeat"}[name], 0
+    if name in _ADDING:
+        return "add", takes
+    if not operation.stack_after:
+        return ("drop" if before else "nothing"), takes
+    return ("make" if before or name.startswith("EMPTY") else "push"), takes
 
 
 _ADDING = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"})
 """Instructions that change the object on top of the stack."""
-
-
-def _new(inner: list[Any], made: list[_Made]) -> _Made:
-    made.append(_Made(inner))
-    return made[-1]
 
 
 def _check_call(function: Any, arguments: Any) -> None:
