@@ -58,8 +58,9 @@ def guarded(
         print(f"\n{str(stop) or stopped}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        is_own = isinstance(error, (ValueError, OSError)) or isinstance(error, expected())
-        if os.environ.get("SSL_PRETRAIN_TRACEBACK") or not is_own:
+        # What else is expected is asked for only where that decides.
+        own = (ValueError, OSError) if isinstance(error, (ValueError, OSError)) else expected()
+        if os.environ.get("SSL_PRETRAIN_TRACEBACK") or not isinstance(error, own):
             raise
         print(f"\nError: {message_of(error)}", file=sys.stderr)
         return 1
