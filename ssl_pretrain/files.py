@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import IO, Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
+
+log = logging.getLogger("ssl_pretrain")
 
 T = TypeVar("T")
 
@@ -228,6 +232,36 @@ def write_atomic(path: Path, mode: str, write: Callable[[IO[Any]], object], keep
         beside.replace(path)
     except (OSError, RuntimeError) as error:
         # PyTorch's writer reports a full disk as RuntimeError.
-        beside.unlink(missing_ok=True)
+        # A read-only file system refuses that, too, whether there is something or not.
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         kept = f"The previous {path.name} is intact." if path.exists() else "No earlier file was there."
         raise OSError(f"Could not write {path}: {error}. {kept} Free some space or choose another folder.") from error
+
+
+def write_or_spare(path: Path, spare: Path | None, write: Callable[[Path], object], advice: str) -> Path:
+    """Write a file that a run can do without; where its own folder cannot be written to, into a spare one, and say so.
+
+    Args:
+        path: where it belongs.
+        spare: folder where it goes instead; made if need be. None for nowhere.
+        write: makes the file of the name that it is given.
+        advice: a sentence that ends the warning: who will miss the file, and what to do.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: it cannot be written, neither here nor there.
+    """
+    try:
+        write(path)
+    except OSError as error:
+        if spare is None:
+            raise
+        spare.mkdir(parents=True, exist_ok=True)
+        write(spare / path.name)
+        reason = getattr(error.__cause__, "strerror", None) or error
+        log.warning("%s cannot be written (%s): it is in %s. %s", path, reason, spare, advice)
+        return spare / path.name
+    return path

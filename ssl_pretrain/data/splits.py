@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ssl_pretrain.files import check_case_names
+from ssl_pretrain.files import check_case_names, write_json, write_or_spare
+
+log = logging.getLogger("ssl_pretrain")
 
 HOLD_OUT = 0.05
 SPLIT_SEED = 12345
@@ -32,7 +34,7 @@ class Fold:
     note: str
 
 
-def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
+def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path, spare: Path | None = None) -> Fold:
     """The cases of a fold.
 
     ``all`` takes every case but a hold-out of 5 % (at least one case). A number takes that fold of
@@ -43,6 +45,7 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
         fold: ``all`` or a number.
         identifiers: all cases there are, sorted.
         splits_file: ``splits_final.json``; written when missing and a fold is asked for.
+        spare: folder where it is written, and read, if it cannot be written there; None to do without the file then.
 
     Raises:
         ValueError: not a fold, or a fold without cases.
@@ -52,7 +55,8 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
         return _hold_out(identifiers, "all cases")
     if not fold.isdecimal():
         raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {fold!r}.")
-    train, validation, note = _numbered(int(fold), identifiers, splits_file)
+    splits, splits_file = _read_or_make(identifiers, splits_file, spare)
+    train, validation, note = _numbered(int(fold), identifiers, splits, splits_file)
     check_case_names((*train, *validation), splits_file)
     missing = sorted((set(train) | set(validation)) - set(identifiers))
     if missing:
@@ -96,8 +100,9 @@ def _hold_out(identifiers: Sequence[str], origin: str) -> Fold:
     return Fold(train, tuple(sorted(held)), note)
 
 
-def _numbered(fold: int, identifiers: Sequence[str], splits_file: Path) -> tuple[list[str], list[str], str]:
-    splits = _read_or_make(identifiers, splits_file)
+def _numbered(
+    fold: int, identifiers: Sequence[str], splits: Sequence[dict[str, list[str]]], splits_file: Path
+) -> tuple[list[str], list[str], str]:
     if fold < len(splits):
         return list(splits[fold]["train"]), list(splits[fold]["val"]), f"fold {fold} of {splits_file}"
     chosen = np.random.RandomState(SPLIT_SEED + fold).choice(
@@ -108,20 +113,29 @@ def _numbered(fold: int, identifiers: Sequence[str], splits_file: Path) -> tuple
     return train, validation, f"fold {fold} is not in {splits_file}: nnU-Net's seeded 80:20 split"
 
 
-def _read_or_make(identifiers: Sequence[str], splits_file: Path) -> list[dict[str, list[str]]]:
+def _read_or_make(
+    identifiers: Sequence[str], splits_file: Path, spare: Path | None
+) -> tuple[list[dict[str, list[str]]], Path]:
+    """nnU-Net's splits, and the file that they are in."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    if splits_file.is_file():
-        splits: list[dict[str, list[str]]] = json.loads(splits_file.read_text(encoding="utf-8"))
-        return splits
+    for file in (splits_file, *([spare / splits_file.name] if spare else [])):
+        if file.is_file():
+            splits: list[dict[str, list[str]]] = json.loads(file.read_text(encoding="utf-8"))
+            return splits, file
     if len(identifiers) < 5:
         raise ValueError(
             f"{len(identifiers)} cases are too few for nnU-Net's 5 folds. Use FOLD all, or write {splits_file}."
         )
     made = generate_crossval_split(sorted(identifiers), seed=SPLIT_SEED, n_splits=5)
     splits = [{part: [str(case) for case in cases] for part, cases in split.items()} for split in made]
-    # Several runs may start at once; each writes its own copy of the same content.
-    beside = splits_file.with_name(f"{splits_file.name}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps(splits, indent=4), encoding="utf-8")
-    beside.replace(splits_file)
-    return splits
+    advice = (
+        "nnU-Net looks for it where it cannot be written, and would fail to make it: copy it there before fine-tuning."
+    )
+    try:
+        return splits, write_or_spare(splits_file, spare, lambda file: write_json(splits, file), advice)
+    except OSError as error:
+        if spare is not None:
+            raise
+        log.debug("the splits were not kept: %s", error)
+    return splits, splits_file

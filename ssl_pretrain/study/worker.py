@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ssl_pretrain.allocator import keep_freed_memory
+from ssl_pretrain.data.environment import check_environment
 from ssl_pretrain.files import write_json
 from ssl_pretrain.study.arms import Arm, check_weights
 from ssl_pretrain.study.design import Run
@@ -129,6 +130,7 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
     # Before nnU-Net is imported: it reads some of it then.
     env = run_environment(settings.device, threads, study.folder / PREPROCESSED, folder / RESULTS)
     os.environ.update(env)
+    check_environment()
     import torch
 
     from ssl_pretrain.study import training

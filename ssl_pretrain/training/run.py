@@ -88,10 +88,10 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, trust_plans: bool 
     run.folder.mkdir(parents=True, exist_ok=True)
     with _log_file(run.folder), plain_words(config, run.folder):
         # Before training: a plans file that contradicts must not be found out after a thousand epochs.
-        plans_name = write_plans(run)
+        plans_file = write_plans(run)
         history, plateau = _fit(run, checkpoint)
         final = run.folder / FINAL
-        command = finetune_command(run, final, plans_name)
+        command = finetune_command(run, final, plans_file)
         warn_if_flat(run, plateau)
         log.info("Finished: %s", final)
     return Result(run.folder, final, history.rows, command)
