@@ -11,7 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from typing import IO, Any, TypeVar, overload
 
@@ -253,7 +253,9 @@ def write_atomic(path: Path, mode: str, write: Callable[[IO[Any]], object], keep
         beside.replace(path)
     except (OSError, RuntimeError) as error:
         # PyTorch's writer reports a full disk as RuntimeError.
-        beside.unlink(missing_ok=True)
+        # A read-only file system refuses that, too, whether there is something or not.
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         kept = f"The previous {path.name} is intact." if path.exists() else "No earlier file was there."
         raise OSError(f"Could not write {path}: {error}. {kept} Free some space or choose another folder.") from error
 
@@ -343,3 +345,31 @@ def _lives(process: int) -> bool:
         # Of another user, or a number that is none: whatever it is, it is not ours to remove.
         return True
     return True
+
+
+def write_or_spare(path: Path, spare: Path | None, write: Callable[[Path], object], advice: str) -> Path:
+    """Write a file that a run can do without; where its own folder cannot be written to, into a spare one, and say so.
+
+    Args:
+        path: where it belongs.
+        spare: folder where it goes instead; made if need be. None for nowhere.
+        write: makes the file of the name that it is given.
+        advice: a sentence that ends the warning: who will miss the file, and what to do.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: it cannot be written, neither here nor there.
+    """
+    try:
+        write(path)
+    except OSError as error:
+        if spare is None:
+            raise
+        spare.mkdir(parents=True, exist_ok=True)
+        write(spare / path.name)
+        reason = getattr(error.__cause__, "strerror", None) or error
+        log.warning("%s cannot be written (%s): it is in %s. %s", path, reason, spare, advice)
+        return spare / path.name
+    return path

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from architectures import STRIDES, architecture
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
@@ -113,3 +116,15 @@ def write_dataset(root: Path, cases: int = 6, channels: int = 1, **options: Any)
 def read_properties(file: Path) -> dict[str, Any]:
     """What nnU-Net stored about a case."""
     return pickle.loads(file.read_bytes())
+
+
+def make_read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be written below a folder, as on a file system that is mounted so; permissions do not stop root."""
+    original = Path.open
+
+    def refusing(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if mode[0] in "wax" and path.is_relative_to(folder):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return original(path, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
+from ssl_pretrain.data.environment import check_environment
+
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 
@@ -53,6 +55,7 @@ def guarded(
             something went wrong, as to import them takes time.
     """
     try:
+        check_environment()
         return command()
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or stopped}", file=sys.stderr)

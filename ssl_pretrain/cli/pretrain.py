@@ -288,7 +288,7 @@ def run(given: dict[str, Any], method: str) -> int:
         sys.path.append(str(Path.cwd()))
     if given.get("dry_run"):
         with plain_words(config):
-            print(show(prepare(config, trust_plans=trust_plans)))
+            print(show(prepare(config, trust_plans=trust_plans, dry=True)))
         return 0
     try:
         result = pretrain(config, resume=bool(given.get("c")), trust_plans=trust_plans)

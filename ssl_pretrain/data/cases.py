@@ -46,16 +46,18 @@ class Cases:
         channels: channels every case must have.
         labelled: made by nnU-Net from labelled images; otherwise by ``nnUNetv2_preprocess_unlabeled``, which keeps with
             each case what is known about it.
+        spare: folder for the index, where it cannot be written beside the folder.
 
     Raises:
         FileNotFoundError: the folder holds no case.
         ValueError: it mixes file formats.
     """
 
-    def __init__(self, folder: Path, channels: int, *, labelled: bool = True) -> None:
+    def __init__(self, folder: Path, channels: int, *, labelled: bool = True, spare: Path | None = None) -> None:
         self.folder = folder
         self.channels = channels
         self.labelled = labelled
+        self.spare = spare
         self.suffix = _suffix_of(folder)
         self.identifiers = _identifiers_of(folder, self.suffix)
         self._shapes: dict[str, Triple] = {}
@@ -71,7 +73,7 @@ class Cases:
         Raises:
             CaseError: a file does not open, or has another number of channels than the plans.
         """
-        index = read_index(self.folder, self.identifiers, self.suffix, self._entry)
+        index = read_index(self.folder, self.identifiers, self.suffix, self._entry, self.spare)
         for name, (channels, *shape) in zip(index.identifiers, index.shapes.tolist(), strict=True):
             self._check_channels(name, channels)
             self._shapes[name] = (shape[0], shape[1], shape[2])

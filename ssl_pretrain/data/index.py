@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssl_pretrain.files import write_atomic
+from ssl_pretrain.files import write_atomic, write_or_spare
 
 log = logging.getLogger("ssl_pretrain")
 
@@ -61,7 +61,9 @@ def index_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.index")
 
 
-def read_index(folder: Path, identifiers: Sequence[str], suffix: str, read: Callable[[str], Entry]) -> CaseIndex:
+def read_index(
+    folder: Path, identifiers: Sequence[str], suffix: str, read: Callable[[str], Entry], spare: Path | None = None
+) -> CaseIndex:
     """The index of a folder; cases that are new or changed since it was written are opened, and it is written again.
 
     Args:
@@ -69,12 +71,14 @@ def read_index(folder: Path, identifiers: Sequence[str], suffix: str, read: Call
         identifiers: the cases there are.
         suffix: of the image files.
         read: opens a case; may raise.
+        spare: where the index is kept if it cannot be written beside the folder; None for nowhere.
 
     Raises:
         CaseError: from ``read``: a case cannot be used.
     """
     stamps = _stamps(folder)
-    known = _load(index_file(folder))
+    kept = index_file(folder)
+    known = _load(kept) or (_load(spare / kept.name) if spare else {})
     rows: dict[str, list[Any]] = {}
     stale = []
     for name in identifiers:
@@ -96,7 +100,7 @@ def read_index(folder: Path, identifiers: Sequence[str], suffix: str, read: Call
     finally:
         # Also where a case is bad: the others need not be opened again once it is gone.
         if stale or len(known) != len(rows):
-            _save(index_file(folder), rows)
+            _save(kept, rows, spare)
     shapes = np.array([rows[name][1] for name in identifiers], dtype=np.int32).reshape(-1, 4)
     return CaseIndex(list(identifiers), shapes, [rows[name][2] for name in identifiers])
 
@@ -133,10 +137,11 @@ def _is_row(row: Any) -> bool:
     return isinstance(stamp, list) and len(stamp) == 3 and isinstance(shape, list) and len(shape) == 4
 
 
-def _save(file: Path, rows: Mapping[str, Any]) -> None:
+def _save(file: Path, rows: Mapping[str, Any], spare: Path | None) -> None:
     """Write the index; a folder that cannot be written to is no reason not to train."""
     text = json.dumps({"version": VERSION, "cases": rows}, separators=(",", ":"))
+    advice = "Other runs open all cases again for their sizes."
     try:
-        write_atomic(file, "w", lambda handle: handle.write(text))
+        write_or_spare(file, spare, lambda path: write_atomic(path, "w", lambda handle: handle.write(text)), advice)
     except OSError as error:
         log.debug("no index was kept: %s", error)

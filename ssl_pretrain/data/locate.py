@@ -29,6 +29,7 @@ class DatasetFiles:
         splits: ``splits_final.json``; need not exist yet.
         dataset_json: labels and channels of the dataset.
         plans: the plans file.
+        spare: folder for what cannot be written into the dataset's own; None for nowhere.
     """
 
     name: str
@@ -36,6 +37,7 @@ class DatasetFiles:
     splits: Path
     dataset_json: Path
     plans: Path
+    spare: Path | None = None
 
     @property
     def unlabelled(self) -> Path:

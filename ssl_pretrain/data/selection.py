@@ -122,7 +122,7 @@ def _folders(files: DatasetFiles, plan: Plan, use: Use) -> list[Cases]:
             f"{dataset_number(files.name)} -plans_name {plan.name} -c {plan.configuration}, or leave out -use labeled."
         )
     if use != "unlabeled" and files.has_labelled:
-        found.append(Cases(files.data, plan.input_channels))
+        found.append(Cases(files.data, plan.input_channels, spare=files.spare))
     if use != "labeled" and (use == "unlabeled" or files.has_unlabelled):
         if not files.has_unlabelled:
             raise FileNotFoundError(
@@ -130,7 +130,7 @@ def _folders(files: DatasetFiles, plan: Plan, use: Use) -> list[Cases]:
                 f"nnUNetv2_preprocess_unlabeled -i FOLDER -d {dataset_number(files.name)} -p {plan.name} -c "
                 f"{plan.configuration}"
             )
-        found.append(Cases(files.unlabelled, plan.input_channels, labelled=False))
+        found.append(Cases(files.unlabelled, plan.input_channels, labelled=False, spare=files.spare))
     return found
 
 
@@ -183,8 +183,8 @@ def _split(
     notes = []
     for number, source in enumerate(sources):
         if source.cases.labelled:
-            splits = next(files.splits for files, _ in datasets if files.name == source.dataset)
-            split = load_fold(fold, source.cases.identifiers, splits)
+            of = next(files for files, _ in datasets if files.name == source.dataset)
+            split = load_fold(fold, source.cases.identifiers, of.splits, of.spare)
             unused = set(source.cases.identifiers) - {*split.train, *split.validation}
             validated |= {(number, name) for name in split.validation}
             members = [case for case in members if case.source != number or case.identifier not in unused]

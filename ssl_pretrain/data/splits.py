@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from ssl_pretrain.files import check_case_names, read_json
+from ssl_pretrain.files import check_case_names, read_json, write_json, write_or_spare
 
 log = logging.getLogger("ssl_pretrain")
 
@@ -49,7 +47,7 @@ class Fold:
     note: str
 
 
-def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
+def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path, spare: Path | None = None) -> Fold:
     """The cases of a fold.
 
     ``all`` takes every case but a hold-out of 5 % (at least one case). A number takes that fold of
@@ -61,6 +59,7 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
         fold: ``all`` or a number.
         identifiers: all cases there are, sorted.
         splits_file: ``splits_final.json``; written when missing and a fold is asked for.
+        spare: folder where it is written, and read, if it cannot be written there; None to do without the file then.
 
     Raises:
         ValueError: not a fold, a fold without cases, or a file of another layout; names the file.
@@ -70,7 +69,8 @@ def load_fold(fold: str, identifiers: Sequence[str], splits_file: Path) -> Fold:
         return _hold_out(identifiers, "all cases")
     if not fold.isdecimal():
         raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {fold!r}.")
-    listed, validation, note = _numbered(int(fold), identifiers, splits_file)
+    splits, splits_file = _read_or_make(identifiers, splits_file, spare)
+    listed, validation, note = _numbered(int(fold), identifiers, splits, splits_file)
     check_case_names((*listed, *validation), splits_file)
     train = [case for case in listed if case not in set(validation)]
     if left_out := sorted(set(listed) & set(validation)):
@@ -125,8 +125,9 @@ def _hold_out(identifiers: Sequence[str], origin: str) -> Fold:
     return Fold(train, tuple(sorted(held)), note)
 
 
-def _numbered(fold: int, identifiers: Sequence[str], splits_file: Path) -> tuple[list[str], list[str], str]:
-    splits = _read_or_make(identifiers, splits_file)
+def _numbered(
+    fold: int, identifiers: Sequence[str], splits: Sequence[dict[str, list[str]]], splits_file: Path
+) -> tuple[list[str], list[str], str]:
     if fold < len(splits):
         return splits[fold]["train"], splits[fold]["val"], f"fold {fold} of {splits_file}"
     chosen = np.random.RandomState(SPLIT_SEED + fold).choice(
@@ -137,22 +138,31 @@ def _numbered(fold: int, identifiers: Sequence[str], splits_file: Path) -> tuple
     return train, validation, f"fold {fold} is not in {splits_file}: nnU-Net's seeded 80:20 split"
 
 
-def _read_or_make(identifiers: Sequence[str], splits_file: Path) -> list[dict[str, list[str]]]:
+def _read_or_make(
+    identifiers: Sequence[str], splits_file: Path, spare: Path | None
+) -> tuple[list[dict[str, list[str]]], Path]:
+    """nnU-Net's splits, and the file that they are in."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    if splits_file.is_file():
-        return read_splits(splits_file)
+    for file in (splits_file, *([spare / splits_file.name] if spare else [])):
+        if file.is_file():
+            return read_splits(file), file
     if len(identifiers) < 5:
         raise ValueError(
             f"{len(identifiers)} cases are too few for nnU-Net's 5 folds. Use FOLD all, or write {splits_file}."
         )
     made = generate_crossval_split(sorted(identifiers), seed=SPLIT_SEED, n_splits=5)
     splits = [{part: [str(case) for case in cases] for part, cases in split.items()} for split in made]
-    # Several runs may start at once; each writes its own copy of the same content.
-    beside = splits_file.with_name(f"{splits_file.name}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps(splits, indent=4), encoding="utf-8")
-    beside.replace(splits_file)
-    return splits
+    advice = (
+        "nnU-Net looks for it where it cannot be written, and would fail to make it: copy it there before fine-tuning."
+    )
+    try:
+        return splits, write_or_spare(splits_file, spare, lambda file: write_json(splits, file), advice)
+    except OSError as error:
+        if spare is not None:
+            raise
+        log.debug("the splits were not kept: %s", error)
+    return splits, splits_file
 
 
 def read_splits(file: Path) -> list[dict[str, list[str]]]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.allocator import keep_freed_memory
+from ssl_pretrain.data.environment import check_environment
 from ssl_pretrain.files import BusyError, locked, read_json, write_json
 from ssl_pretrain.study.arms import Arm, check_weights
 from ssl_pretrain.study.design import Run
@@ -125,6 +126,7 @@ def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> 
     # Before nnU-Net is imported: it reads some of it then.
     env = run_environment(settings.device, threads, study.folder / PREPROCESSED, folder / RESULTS)
     os.environ.update(env)
+    check_environment()
     import torch
 
     from ssl_pretrain.study import training

@@ -15,8 +15,9 @@ from ssl_pretrain.training.prepare import Run
 from ssl_pretrain.transfer.plans import write_network_plans
 
 
-def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
+def finetune_command(run: Run, checkpoint: Path, plans_file: Path) -> str:
     """The command that fine-tunes with nnU-Net's own trainer; where it needs more than that, what to do instead."""
+    plans_name = plans_file.stem
     fold, configuration = run.config.fold, run.plan.configuration
     number = dataset_number(run.files.name)
     if ":" in run.config.network:
@@ -32,18 +33,31 @@ def finetune_command(run: Run, checkpoint: Path, plans_name: str) -> str:
     path = str(checkpoint.absolute())
     file = subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(path)
     weights = f"-pretrained_weights {file}{device}"
+    copied = _to_be_copied(run)
     if run.files.has_labelled:
-        return f"nnUNetv2_train {number} {configuration} {fold}{plans} {weights}"
+        return "\n    ".join((*copied, f"nnUNetv2_train {number} {configuration} {fold}{plans} {weights}"))
     taken = f"{plans_name}_from{number}"
     trained_by = f" -tr {trainer}" if trainer else ""
     return "\n    ".join(
         (
+            *copied,
             f"# {run.files.name} has no labels. TARGET is the number of the dataset that has; it takes these plans:",
             f"nnUNetv2_move_plans_between_datasets -s {number} -t TARGET -sp {plans_name} -tp {taken}",
             f"nnUNetv2_preprocess -d TARGET -plans_name {taken} -c {configuration}",
             f"nnUNetv2_train TARGET {configuration} 0 -p {taken}{trained_by} {weights}",
         )
     )
+
+
+def _to_be_copied(run: Run) -> list[str]:
+    """What has to be brought to where nnU-Net looks for it, because it could not be written there."""
+    spare = run.files.spare
+    files = sorted(spare.glob("*.json")) if spare else []
+    places = {"splits_final.json": run.files.splits.parent}
+    return [
+        f"# First copy {file} to {places.get(file.name, run.files.plans.parent)}: nnU-Net reads it there."
+        for file in files
+    ]
 
 
 def trainer_of(backbone: Backbone) -> str:
@@ -53,14 +67,15 @@ def trainer_of(backbone: Backbone) -> str:
     return "PrimusTrainer_ft" if isinstance(backbone, PrimusBackbone) else "UNETRTrainer_ft"
 
 
-def write_plans(run: Run) -> str:
-    """The plans by which fine-tuning builds the network that was pretrained; returns their name.
+def write_plans(run: Run) -> Path:
+    """The plans by which fine-tuning builds the network that was pretrained; returns the file.
 
     Those of the dataset for the network that nnU-Net planned, and for one of the user's own, which no plans can name.
     """
     config = run.config
     if config.network == "plans" or ":" in config.network:
-        return run.files.plans.stem
+        return run.files.plans
     sizes = "".join(f"_{name}{value}" for name, value in sorted(config.network_settings.items()))
     configuration, backbone = run.plan.configuration, run.method.backbone
-    return write_network_plans(run.files.plans, configuration, config.network + sizes, backbone, run.patch).stem
+    name, spare = config.network + sizes, run.files.spare
+    return write_network_plans(run.files.plans, configuration, name, backbone, run.patch, spare)

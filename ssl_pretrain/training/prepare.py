@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_pretrain.config import PretrainConfig
 from ssl_pretrain.data.cases import MaskKind
+from ssl_pretrain.data.environment import check_environment
 from ssl_pretrain.data.filters import parse_filters
 from ssl_pretrain.data.locate import DatasetFiles, Plan, environment_folder, locate, locate_explicit
 from ssl_pretrain.data.memory import check_shared_memory
@@ -59,19 +60,29 @@ class Run:
         return self.method.patch
 
 
-def prepare(config: PretrainConfig, *, resume: bool = False, trust_plans: bool = False) -> Run:
+def prepare(config: PretrainConfig, *, resume: bool = False, trust_plans: bool = False, dry: bool = False) -> Run:
     """Find the data, build network and method, check that everything fits.
 
-    A run that is continued does not read ``pretrained_weights`` again: its checkpoint has them.
+    Nothing is written but ``splits_final.json`` where nnU-Net would write it too, and the index of the cases. Where the
+    dataset's folder cannot be written to, they go into the output folder. The global random state is seeded.
 
-    Nothing is written but ``splits_final.json`` where nnU-Net would write it too. The global random state is seeded.
+    Args:
+        config: every setting of the run.
+        resume: whether it is continued: ``pretrained_weights`` are not read again then, its checkpoint has them.
+        trust_plans: see :func:`~ssl_pretrain.pretrain`.
+        dry: whether nothing goes into the output folder.
 
     Raises:
         ValueError, FileNotFoundError: bad input; the message names the value, the rule and the remedy.
     """
+    check_environment()
     check_device(config)
     files, plan = find(config)
+    folder = output_folder(config, files, plan)
     datasets = find_all(config, (files, plan))
+    if not dry:
+        files = with_spare(files, folder)
+        datasets = [(with_spare(other, folder), theirs) for other, theirs in datasets]
     patch = config.patch_size or plan.patch
     config = replace(
         config,
@@ -102,9 +113,14 @@ def prepare(config: PretrainConfig, *, resume: bool = False, trust_plans: bool =
         cases,
         method,
         data,
-        output_folder(config, files, plan),
+        folder,
         _untrained(config, method),
     )
+
+
+def with_spare(files: DatasetFiles, folder: Path) -> DatasetFiles:
+    """The files of a dataset, with a place in the output folder for what cannot be written beside them."""
+    return replace(files, spare=folder / "nnUNet_preprocessed" / check_name(files.name, "dataset"))
 
 
 def find(config: PretrainConfig) -> tuple[DatasetFiles, Plan]:

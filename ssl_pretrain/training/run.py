@@ -104,7 +104,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, trust_plans: bool 
             check_fits(checkpoint, run.method)
         with _log_file(run.folder), plain_words(config, run.folder):
             # Before training: a plans file that contradicts must not be found out after a thousand epochs.
-            plans_name = write_plans(run)
+            plans_file = write_plans(run)
             history, plateau = _fit(run, checkpoint)
             final = run.folder / FINAL
             if process_rank() == 0 and not final.is_file():
@@ -112,7 +112,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, trust_plans: bool 
                     f"The run ended after {len(history.rows)} of {config.epochs} epochs and left no {final}. "
                     f"{continue_with(run.folder)}"
                 )
-            command = finetune_command(run, final, plans_name)
+            command = finetune_command(run, final, plans_file)
             warn_if_flat(run, plateau)
             log.info("Finished: %s", final)
     return Result(run.folder, final, history.rows, command)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.files import read_json, validated, write_json
+from ssl_pretrain.files import read_json, validated, write_json, write_or_spare
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.stunet import STUNet, stunet_kwargs
@@ -20,7 +20,9 @@ PREPROCESSING = ("data_identifier", "spacing", "preprocessor_name", "normalizati
 """Entries of a configuration that say which preprocessed files it reads and how they were made."""
 
 
-def write_network_plans(plans_file: Path, configuration: str, network: str, backbone: Backbone, patch: Triple) -> Path:
+def write_network_plans(
+    plans_file: Path, configuration: str, network: str, backbone: Backbone, patch: Triple, spare: Path | None = None
+) -> Path:
     """Write ``<PLANS>_<network>.json`` beside a plans file: the same plans with the network that was pretrained.
 
     The patch size of the plans stays where the network can work on it. It becomes that of pretraining where the network
@@ -35,6 +37,7 @@ def write_network_plans(plans_file: Path, configuration: str, network: str, back
         network: what ``-network`` calls it; becomes part of the file's name.
         backbone: the network.
         patch: voxels of the patch that it was pretrained with.
+        spare: folder where the file goes, with a warning, if it cannot be written beside the plans.
 
     Returns:
         The file; its stem is what ``-p`` of nnU-Net's commands takes.
@@ -59,7 +62,7 @@ def write_network_plans(plans_file: Path, configuration: str, network: str, back
     fits = all(int(n) % s == 0 for n, s in zip(resolved["patch_size"], stride, strict=True))
     if backbone.position_keys or not fits:
         entry["patch_size"] = list(patch)
-    return _write(plans_file, plans, configuration, network, entry)
+    return _write(plans_file, plans, configuration, network, entry, spare)
 
 
 def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
@@ -86,11 +89,20 @@ def write_stunet_plans(plans_file: Path, configuration: str, size: str) -> Path:
     return _write(plans_file, plans, configuration, f"STUNet_{size}", {"architecture": architecture})
 
 
-def _write(plans_file: Path, plans: dict[str, Any], configuration: str, network: str, entry: Mapping[str, Any]) -> Path:
+def _write(
+    plans_file: Path,
+    plans: dict[str, Any],
+    configuration: str,
+    network: str,
+    entry: Mapping[str, Any],
+    spare: Path | None = None,
+) -> Path:
     """Write the plans with ``entry`` in a configuration, or leave the file that says so already."""
     resolved = resolve_configuration(plans, configuration, plans_file)
     architecture = json.loads(json.dumps(entry["architecture"]))
     target = plans_file.with_name(f"{plans_file.stem}_{network}{plans_file.suffix}")
+    if spare and not target.exists() and (spare / target.name).exists():
+        target = spare / target.name
     written = _read(target) if target.exists() else copy.deepcopy(plans)
     if target.exists():
         if configuration not in written["configurations"]:
@@ -106,8 +118,8 @@ def _write(plans_file: Path, plans: dict[str, Any], configuration: str, network:
             )
     written["plans_name"] = target.stem
     written["configurations"][configuration].update(entry)
-    write_json(written, target)
-    return target
+    advice = f"nnU-Net finds it in {plans_file.parent} only: copy it there before fine-tuning."
+    return write_or_spare(target, spare, lambda file: write_json(written, file), advice)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_data import IDENTIFIER, NAME, volume, write_case, write_dataset
+from made_data import IDENTIFIER, NAME, make_read_only, volume, write_case, write_dataset
 
 from ssl_pretrain import PretrainConfig, pretrain
 from ssl_pretrain.data import module
 from ssl_pretrain.data.batches import Sample
 from ssl_pretrain.data.crops import TRAIN as TRAIN_CROPS
 from ssl_pretrain.data.crops import CropDataset
+from ssl_pretrain.data.splits import load_fold
 from ssl_pretrain.files import written_beside
 from ssl_pretrain.methods import Method
 from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, NonFiniteLossError
@@ -533,3 +534,34 @@ def test_a_primus_is_handed_over_with_its_plans_and_its_trainer(dataset, tmp_pat
     made = config(tmp_path, method="MAE", network="PrimusS", network_settings=size, epochs=1)
     assert "-p nnUNetPlans_PrimusS_depth1_heads2_width36 -tr PrimusTrainer_ft" in pretrain(made).finetune_command
     assert (dataset / "nnUNetPlans_PrimusS_depth1_heads2_width36.json").is_file()
+
+
+def test_what_cannot_be_written_beside_the_data_is_in_the_output_folder_and_is_to_be_copied(
+    dataset, tmp_path, monkeypatch, caplog
+):
+    expected = load_fold("0", [f"case_{i:02d}" for i in range(6)], tmp_path / "splits_final.json")
+    make_read_only(dataset, monkeypatch)
+    before = sorted(dataset.rglob("*"))
+    made = config(tmp_path, epochs=1, batch_size=1, network="STUNet_small", method="SparK")
+    result = pretrain(made)
+    assert sorted(dataset.rglob("*")) == before
+    spare = result.folder / "nnUNet_preprocessed" / NAME
+    plans, splits = "nnUNetPlans_STUNet_small.json", "splits_final.json"
+    assert {file.name for file in spare.iterdir()} == {plans, splits, f"{IDENTIFIER}.index"}
+    for name in (plans, splits):
+        assert f"{dataset / name} cannot be written (Read-only file system): it is in {spare}." in caplog.text
+        assert f"# First copy {spare / name} to {dataset}: nnU-Net reads it there." in result.finetune_command
+    assert "-p nnUNetPlans_STUNet_small -pretrained_weights" in result.finetune_command.splitlines()[-1]
+    cases = json.loads((result.folder / "cases.json").read_text())
+    assert [name.rpartition("/")[2] for name in cases["validation"]] == sorted(expected.validation)
+    assert json.loads((spare / splits).read_text()) == json.loads((tmp_path / splits).read_text())
+    caplog.clear()
+    assert pretrain(made, resume=True).finetune_command == result.finetune_command
+    assert "cannot be written" not in caplog.text
+
+
+def test_a_dry_run_on_data_that_cannot_be_written_beside_leaves_nothing(dataset, tmp_path, monkeypatch):
+    make_read_only(dataset, monkeypatch)
+    run = prepare(config(tmp_path), dry=True)
+    assert len(run.cases.validation) == 2
+    assert not run.folder.exists()
