@@ -36,6 +36,9 @@ CHOICES = {
     **{"use": Use, "balance": Balance, "augment_on": AugmentOn},
 }
 
+FILES = ("preprocessed", "splits", "dataset_json", "plans")
+"""AnatoMask's explicit inputs."""
+
 T = TypeVar("T")
 
 
@@ -136,6 +139,8 @@ class PretrainConfig:
             )
         if self.fold != "all" and not (self.fold.isascii() and self.fold.isdecimal()):
             raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {self.fold!r}.")
+        if self.files is not None and set(self.files) != set(FILES):
+            raise ValueError(f"files must have {', '.join(FILES)}, got {', '.join(self.files) or 'none'}.")
         for name, kind in CHOICES.items():
             if getattr(self, name) not in typing.get_args(kind):
                 raise ValueError(
@@ -215,7 +220,7 @@ def convert(name: str, value: Any, kind: Any) -> Any:
             return {str(key): convert(f"{name}.{key}", entry, kind_of_value) for key, entry in value.items()}
         try:
             return _as_type(value, option)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             continue
     raise ValueError(f"Setting {name}={value!r} is not {_type_name(kind)}.")
 
@@ -288,6 +293,8 @@ def _build(cls: type[T], content: Any) -> T:
     """A dataclass from a mapping of its fields, checked."""
     if isinstance(content, cls):
         return content
+    if not isinstance(content, Mapping):
+        raise ValueError(f"The settings of {cls.__name__} must be an object, got {content!r}.")
     known = _types_of(cls)
     unknown = sorted(set(content) - set(known))
     if unknown:

@@ -152,7 +152,6 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
     Raises:
         ValueError, FileNotFoundError: bad values; says what is allowed.
     """
-    from ssl_pretrain.config import PretrainConfig
     from ssl_pretrain.files import read_settings
     from ssl_pretrain.training.run import resolve_folder
 
@@ -168,7 +167,7 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
         flags.pop(name, None)
     flags = _with_files(flags)
     content = read_settings(Path(file)) if file else {}
-    config = PretrainConfig.from_dict({"method": method, **content, **flags})
+    config = _combined({"method": method, **content}, flags, file)
     if resume:
         stored = resolve_folder(config) / "config.json"
         if stored.is_file():
@@ -187,8 +186,20 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
                     f"say so again: -network {shlex.quote(network)}; else choose another folder with -o."
                 )
             # Nor where else is written.
-            config = PretrainConfig.from_dict({**content, **flags, "output_folder": config.output_folder})
+            config = _combined(content, {**flags, "output_folder": config.output_folder}, stored)
     return config.with_settings(settings)
+
+
+def _combined(content: dict[str, Any], flags: dict[str, Any], file: object) -> PretrainConfig:
+    """Settings of a file, if there is one, and of the command line, which counts where both say something."""
+    from ssl_pretrain.config import PretrainConfig
+
+    try:
+        return PretrainConfig.from_dict({**content, **flags})
+    except ValueError as error:
+        if not file:
+            raise
+        raise ValueError(f"{error} It comes from {file}, or from the command line.") from error
 
 
 def _with_files(flags: dict[str, Any]) -> dict[str, Any]:

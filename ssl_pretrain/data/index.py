@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field, StrictInt
 
-from ssl_pretrain.files import write_atomic, write_or_spare
+from ssl_pretrain.files import read_json, validated, write_atomic, write_or_spare
 
 log = logging.getLogger("ssl_pretrain")
 
@@ -23,9 +24,36 @@ WORTH_A_WORD = 1000
 VERSION = 1
 """Of the file's layout."""
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[StrictInt, StrictInt, StrictInt]
 """Bytes and time of change (ns) of the image, and time of change of its ``.pkl``: what tells an old case from a new one
 of the same name."""
+
+
+class StoredInfo(BaseModel):
+    """What is remembered of where an image comes from."""
+
+    dataset: str | None = None
+    subject: str | None = None
+    session: str | None = None
+    modality: str | None = None
+    quality: float | None = None
+
+
+class StoredAbout(BaseModel):
+    """What else is remembered about a case."""
+
+    info: StoredInfo = StoredInfo()
+    made_with: str = ""
+
+
+Size = Annotated[int, Field(strict=True, gt=0, lt=2**31)]
+
+
+class StoredIndex(BaseModel):
+    """An index file: for each case its stamp, its shape and what else is known."""
+
+    version: Annotated[int, Field(ge=VERSION, le=VERSION)]
+    cases: dict[str, tuple[Stamp, tuple[Size, Size, Size, Size], StoredAbout]]
 
 
 @dataclass(frozen=True)
@@ -119,22 +147,13 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
 def _load(file: Path) -> dict[str, list[Any]]:
     """Rows of an index file; none if it is missing, unreadable or of another version: it can always be made again."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(file)
+        validated(content, StoredIndex, file)
+    except (OSError, ValueError) as error:
+        log.debug("the index is made anew: %s", error)
         return {}
-    if not isinstance(content, dict) or content.get("version") != VERSION:
-        return {}
-    rows = content.get("cases")
-    if not isinstance(rows, dict):
-        return {}
-    return {name: row for name, row in rows.items() if _is_row(row)}
-
-
-def _is_row(row: Any) -> bool:
-    if not isinstance(row, list) or len(row) != 3 or not isinstance(row[2], dict):
-        return False
-    stamp, shape, _ = row
-    return isinstance(stamp, list) and len(stamp) == 3 and isinstance(shape, list) and len(shape) == 4
+    rows: dict[str, list[Any]] = content["cases"]
+    return rows
 
 
 def _save(file: Path, rows: Mapping[str, Any], spare: Path | None) -> None:

@@ -44,7 +44,11 @@ def build_plans_backbone(architecture: Mapping[str, Any], input_channels: int, n
             allow_init=True,
             deep_supervision=True,
         )
-    except (ImportError, TypeError) as error:
+    # Whatever a constructor makes of arguments that it does not like.
+    except (
+        *(ImportError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError),
+        *(TypeError, ValueError),
+    ) as error:
         raise ValueError(
             f"The plans' network {architecture['network_class_name']} cannot be built the way nnU-Net builds a U-Net: "
             f"{error}. Use plans of a PlainConvUNet, ResidualEncoderUNet or STU-Net, or -network package.module:Class."

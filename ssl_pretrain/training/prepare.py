@@ -102,7 +102,7 @@ def prepare(config: PretrainConfig, *, resume: bool = False, trust_plans: bool =
         balance=config.balance,
         masks=_masks(config),
     )
-    method = _method(config, plan, resume, trust_plans)
+    method = _method(config, plan, files.plans, resume, trust_plans)
     _check_cases(method, cases)
     data = _data(config, cases, method.crops_per_sample)
     check_shared_memory(data.shared_bytes(plan.input_channels) * config.num_gpus)
@@ -193,19 +193,24 @@ def default_workers() -> int:
     return int(min(get_allowed_n_proc_DA(), MOST_WORKERS, here))
 
 
-def _method(config: PretrainConfig, plan: Plan, resume: bool, trust_plans: bool) -> Method:
+def _method(config: PretrainConfig, plan: Plan, plans_file: Path, resume: bool, trust_plans: bool) -> Method:
     torch.manual_seed(config.seed)
     patch = config.patch_size or plan.patch
-    backbone = build_backbone(
-        config.network,
-        architecture=plan.architecture,
-        input_channels=plan.input_channels,
-        num_classes=plan.num_classes,
-        patch=patch,
-        settings=config.network_settings,
-        trust_plans=trust_plans,
-    )
-    check_patch(patch, backbone.feature_maps[-1].stride)
+    try:
+        backbone = build_backbone(
+            config.network,
+            architecture=plan.architecture,
+            input_channels=plan.input_channels,
+            num_classes=plan.num_classes,
+            patch=patch,
+            settings=config.network_settings,
+            trust_plans=trust_plans,
+        )
+        check_patch(patch, backbone.feature_maps[-1].stride)
+    except ValueError as error:
+        if config.network != "plans":
+            raise
+        raise ValueError(f"{error} The network is that of {plans_file}.") from error
     # A Primus normalises over the channels of a token.
     if patch == backbone.feature_maps[-1].stride and not isinstance(backbone, PrimusBackbone):
         raise ValueError(

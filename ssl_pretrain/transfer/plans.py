@@ -143,7 +143,7 @@ def resolve_configuration(plans: dict[str, Any], configuration: str, file: Path)
     chain: list[str] = []
     name: str | None = configuration
     while name is not None:
-        if name not in plans["configurations"]:
+        if not isinstance(name, str) or name not in plans["configurations"]:
             known = ", ".join(plans["configurations"])
             raise ValueError(f"{file} has no configuration {name!r}. It has {known}.")
         if name in chain:

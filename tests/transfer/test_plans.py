@@ -175,7 +175,7 @@ def test_broken_plans_are_refused(plans_file):
     plans_file.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="not valid JSON"):
         write_stunet_plans(plans_file, "3d_fullres", "base")
-    plans_file.write_text("[]", encoding="utf-8")
+    plans_file.write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="no 'configurations'"):
         write_stunet_plans(plans_file, "3d_fullres", "base")
 
