@@ -33,7 +33,7 @@ BELOW = {
     "config": ("methods", "data"),
     "transfer": ("networks", "files", "harmless", "report"),
     "finetuning": ("transfer",),
-    "report": (),
+    "report": ("files",),
     "training": ("config", "transfer", "report", "allocator"),
     "study": ("finetuning", "data", "report", "allocator"),
     "cli": ("training", "study"),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from ssl_pretrain.files import write_atomic
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -31,12 +33,7 @@ def save_figure(figure: Figure, target: Path, dpi: int) -> None:
         OSError: the file cannot be written or replaced, for instance because another program holds it on Windows.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{target.stem}.tmp.png")
-    try:
-        figure.savefig(unfinished, dpi=dpi, format="png")
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomic(target, "wb", lambda handle: figure.savefig(handle, dpi=dpi, format="png"))
 
 
 @dataclass(frozen=True)

@@ -132,10 +132,10 @@ def find_resumable(folder: Path) -> Path | None:
         ValueError: there are only damaged ones.
     """
     candidates = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).is_file()]
-    if not candidates and (folder / FINAL).is_file():
+    if not candidates and (weights := finished_weights(folder)) is not None:
         raise FileNotFoundError(
-            f"--c: {folder} holds {FINAL} and no {LATEST}, so the run cannot be continued. Use its weights, or choose "
-            "another folder with -o."
+            f"--c: {folder} holds {weights.name} and no {LATEST}, so the run cannot be continued. Use its weights, or "
+            "choose another folder with -o."
         )
     if not candidates and (folder / CONFIG).is_file():
         log.warning("--c: the run in %s ended before its first checkpoint. It begins anew.", folder)
@@ -156,6 +156,24 @@ def find_resumable(folder: Path) -> Path | None:
         f"--c: no checkpoint in {folder} can be read ({', '.join(c.name for c in candidates)}). Start again without "
         "--c in another folder (-o)."
     )
+
+
+def finished_weights(folder: Path) -> Path | None:
+    """Weights in a folder that beginning anew would replace.
+
+    The best weights after a first epoch are not among them: they are written just before the first checkpoint, and a
+    run that ends between the two has nothing else.
+    """
+    if (folder / FINAL).is_file():
+        return folder / FINAL
+    best = folder / BEST
+    if not best.is_file():
+        return None
+    try:
+        epochs = torch.load(best, map_location="cpu", mmap=True, weights_only=True)["pretraining"]["epoch"]
+    except Exception:  # damaged, or not of ours: nothing to throw away without asking
+        return best
+    return best if epochs != 1 else None
 
 
 def fault_of(file: Path) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from pydantic import BaseModel
 
@@ -31,12 +30,14 @@ from ssl_pretrain.training.checkpoints import (
     check_fits,
     continue_with,
     find_resumable,
+    finished_weights,
 )
 from ssl_pretrain.training.display import Bar, Pictures
 from ssl_pretrain.training.failures import plain_words
 from ssl_pretrain.training.fine_tuning import finetune_command, write_plans
 from ssl_pretrain.training.guards import FiniteLoss, PreemptedError, StopSignal, ctrl_c_is_no_exit
 from ssl_pretrain.training.history import History
+from ssl_pretrain.training.log_files import LogFile, TensorBoard, silent_writers
 from ssl_pretrain.training.plateau import JUDGED_FROM, Plateau
 from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
@@ -102,7 +103,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, trust_plans: bool 
         check_output(run, resume)
         if checkpoint is not None:
             check_fits(checkpoint, run.method)
-        with _log_file(run.folder), plain_words(config, run.folder):
+        with _log_file(run.folder), silent_writers(), plain_words(config, run.folder):
             # Before training: a plans file that contradicts must not be found out after a thousand epochs.
             plans_file = write_plans(run)
             history, plateau = _fit(run, checkpoint)
@@ -132,8 +133,7 @@ def check_output(run: Run, resume: bool) -> None:
         ValueError: it holds another run, or this one was to be continued with other settings.
     """
     stored = run.folder / CONFIG
-    # Not the best weights alone: those are of a run that ended before its first checkpoint.
-    holds_weights = any((run.folder / name).exists() for name in (LATEST, PREVIOUS, FINAL))
+    holds_weights = any((run.folder / name).exists() for name in (LATEST, PREVIOUS)) or finished_weights(run.folder)
     if holds_weights and not resume:
         raise ValueError(f"{run.folder} already holds a run. Continue it with --c, or choose another folder with -o.")
     if not stored.is_file():
@@ -215,7 +215,7 @@ def build_trainer(config: PretrainConfig, run: Run, callbacks: list[Any]) -> Tra
         gradient_clip_val=run.method.recipe.clip,
         accumulate_grad_batches=config.task.accumulate,
         callbacks=callbacks,
-        logger=TensorBoardLogger(run.folder, name="tensorboard", version=""),
+        logger=TensorBoard(run.folder),
         plugins=[AtomicCheckpointIO()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -313,18 +313,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-class LogFile(logging.FileHandler):
-    """A log file that says once when it cannot be written, and not with a traceback for each line."""
-
-    complained = False
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Warn on the console that lines are missing."""
-        if not self.complained:
-            self.complained = True
-            log.warning("%s cannot be written any more: %s", self.baseFilename, sys.exc_info()[1])
-
-
 @contextmanager
 def _log_file(folder: Path) -> Iterator[None]:
     """Write the library's log to ``training_log_<time>.txt`` for the duration of a run, and how the run ended.
@@ -335,7 +323,7 @@ def _log_file(folder: Path) -> Iterator[None]:
     rank = process_rank()
     stamp = datetime.now().astimezone().strftime("%Y_%m_%d_%H_%M_%S")
     name = f"training_log_{stamp}_rank{rank}.txt" if rank else f"training_log_{stamp}.txt"
-    handler = LogFile(folder / name, encoding="utf-8", delay=bool(rank))
+    handler = LogFile(folder / name, delay=bool(rank))
     handler.setLevel(logging.ERROR if rank else logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     previous = log.level
@@ -353,6 +341,5 @@ def _log_file(folder: Path) -> Iterator[None]:
         raise
     finally:
         log.removeHandler(handler)
-        with suppress(OSError):  # of a full disk, which has ended the run by then
-            handler.close()
+        handler.close()
         log.setLevel(previous)

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from made_data import write_dataset
 from ssl_pretrain import PretrainConfig, pretrain
 from ssl_pretrain.files import BusyError, archive_fault, locked, written_beside
 from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, find_resumable
-from ssl_pretrain.training.run import LogFile
+from ssl_pretrain.training.log_files import LogFile
 from ssl_pretrain.transfer.weights_file import read_weights
 
 SETTINGS = {"dataset": "7", "fold": "0", "epochs": 2, "iters": 2, "val_iters": 1, "num_workers": 0, "device": "cpu"}
@@ -112,16 +113,23 @@ def test_a_final_file_that_is_not_there_is_not_named(run):
 def test_a_run_that_died_before_its_first_checkpoint_can_be_begun_anew(home, run, caplog, resume):
     for name in (LATEST, PREVIOUS, FINAL):
         (run / name).unlink()
-    assert (run / BEST).is_file()
+    best = torch.load(run / BEST, weights_only=True)
+    best["pretraining"]["epoch"] = 1
+    torch.save(best, run / BEST)
     pretrain(config(run), resume=resume)
     assert all(torch.equal(value, weights(home / "run")[key]) for key, value in weights(run).items())
     assert ("ended before its first checkpoint. It begins anew" in caplog.text) == resume
 
 
-def test_final_weights_alone_are_not_written_over(run):
-    for name in (LATEST, PREVIOUS):
+@pytest.mark.parametrize("kept", [FINAL, BEST])
+def test_weights_of_a_longer_run_are_not_written_over(run, kept):
+    for name in {LATEST, PREVIOUS, FINAL} - {kept}:
         (run / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"holds {FINAL} and no {LATEST}"):
+    if kept == BEST:
+        best = torch.load(run / BEST, weights_only=True)
+        best["pretraining"]["epoch"] = 2
+        torch.save(best, run / BEST)
+    with pytest.raises(FileNotFoundError, match=f"holds {kept} and no {LATEST}"):
         pretrain(config(run), resume=True)
     with pytest.raises(ValueError, match=r"already holds a run\. Continue it with --c, or choose another folder"):
         pretrain(config(run))
@@ -143,12 +151,12 @@ def test_what_killed_runs_were_writing_is_removed_and_what_living_ones_write_is_
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110
 def test_a_log_file_on_a_full_disk_is_one_line(caplog, capfd):
-    handler, log = LogFile("/dev/full"), logging.getLogger("ssl_pretrain")
+    handler, log = LogFile(Path("/dev/full")), logging.getLogger("ssl_pretrain")
     log.addHandler(handler)
     try:
         for line in range(3):
             log.warning("line %d", line)
     finally:
         log.removeHandler(handler)
-    assert caplog.text.count("/dev/full cannot be written any more: [Errno 28]") == 1
+    assert caplog.text.count("The log file /dev/full cannot be written to: [Errno 28]") == 1
     assert "Traceback" not in capfd.readouterr().err
