@@ -372,6 +372,11 @@ def unknown_reader(plans):
     return {**plans, "image_reader_writer": "HoloIO"}
 
 
+def borrowed_resampling(plans):
+    plans["configurations"]["3d_fullres"]["resampling_fn_data"] = "deepcopy"
+    return plans
+
+
 def unknown_preprocessor(plans):
     plans["configurations"]["3d_fullres"]["preprocessor_name"] = "MyPreprocessor"
     return plans
@@ -403,6 +408,7 @@ def two_channels(plans):
             "names something that this nnU-Net does not have: Unable to find reader writer class 'HoloIO'",
         ),
         (unknown_preprocessor, "does not have: preprocessor_name 'MyPreprocessor'"),
+        (borrowed_resampling, "does not have: a reader, preprocessor or way of resampling that is of copy"),
         (unknown_resampling, "names something that this nnU-Net does not have: "),
         (lost_parent, "configuration '3d_fullres' inherits from '3d_gone', which leads nowhere"),
         (two_channels, "nnUNetPlans.json are for 2. Plan the dataset again"),

@@ -123,6 +123,10 @@ def _check_names(plan: Plan, fault: str) -> None:
         raise ValueError(f"{fault}: {error}. {AGAIN}") from error
     if any(thing is None for thing in found):
         raise ValueError(f"{fault}: preprocessor_name {resolved.preprocessor_name!r}. {AGAIN}")
+    # nnU-Net takes whatever its modules know by that name, what they import for themselves included.
+    origins = [str(getattr(getattr(thing, "func", thing), "__module__", None)) for thing in found]
+    if others := [origin for origin in origins if not origin.startswith("nnunetv2.")]:
+        raise ValueError(f"{fault}: a reader, preprocessor or way of resampling that is of {others[0]}. {AGAIN}")
 
 
 def refuse_labelled(cases: Sequence[ImageCase], target: Target) -> None:
