@@ -271,9 +271,10 @@ def check_preprocessed(files: DatasetFiles, plan: Plan) -> None:
     if not files.has_labelled and not files.has_unlabelled:
         number = dataset_number(files.name)
         raise FileNotFoundError(
-            f"{plan.configuration} of {files.name} is not preprocessed yet: {files.data} is missing or empty. Run: "
-            f"nnUNetv2_preprocess -d {number} -plans_name {plan.name} -c {plan.configuration}; or, for images without "
-            f"labels: nnUNetv2_preprocess_unlabeled -i FOLDER -d {number} -p {plan.name} -c {plan.configuration}"
+            f"{plan.configuration} of {files.name} is not preprocessed yet: {files.data}, which data_identifier in "
+            f"{files.plans} names, is missing or empty. Run: nnUNetv2_preprocess -d {number} "
+            f"-plans_name {plan.name} -c {plan.configuration}; or, for images without labels: "
+            f"nnUNetv2_preprocess_unlabeled -i FOLDER -d {number} -p {plan.name} -c {plan.configuration}"
         )
 
 

@@ -20,10 +20,11 @@ OF_DATASET = "See dataset_format.md of nnU-Net's documentation."
 
 OF_VERSION_1 = ("plans_per_stage", "num_stages", "base_num_features")
 
-Count = Annotated[int, Field(gt=0, le=100_000)]
-"""Voxels or samples; more than this no computer holds."""
+LARGEST = 100_000
+"""Of voxels along an axis, samples, channels, millimetres: beyond, memory ends or a loop does not."""
 
-Millimetres = Annotated[float, Field(gt=0, le=100_000)]
+Count = Annotated[int, Field(gt=0, le=LARGEST)]
+Millimetres = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
 class Entries(BaseModel):
@@ -80,11 +81,21 @@ class Plans(Entries):
         return backward
 
 
+def _no_huge_number(content: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [content]
+    while level:
+        inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
+        level = [value for values in inner for value in values]
+        if huge := [value for value in level if isinstance(value, int) and abs(value) > LARGEST]:
+            raise ValueError(f"holds {huge[0]}; no network has so many stages, channels or voxels")
+    return content
+
+
 class Architecture(Entries):
     """How nnU-Net builds a network."""
 
     network_class_name: str
-    arch_kwargs: dict[str, Any]
+    arch_kwargs: Annotated[dict[str, Any], AfterValidator(_no_huge_number)]
     imported: list[str] = Field(alias="_kw_requires_import")
 
 

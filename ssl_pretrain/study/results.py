@@ -19,7 +19,7 @@ from ssl_pretrain.study.statistics import (
     foreground_mean,
     paired_difference,
 )
-from ssl_pretrain.study.study import FAILURE, LOG, RESULT, Study, read_result
+from ssl_pretrain.study.study import AGAIN, FAILURE, LOG, RESULT, Study, read_result
 
 LOG_LINES = 15
 
@@ -77,6 +77,8 @@ def outcomes(study: Study) -> list[Outcome]:
 def _outcome(study: Study, run: Run) -> Outcome:
     folder = study.run_folder(run)
     if result := read_result(folder / RESULT):
+        if set(result["per_case"]) != set(study.folds[run.fold]["validation"]):
+            raise ValueError(f"{folder / RESULT} is not about the validation cases of fold {run.fold}. {AGAIN}")
         return Outcome(run, "done", result)
     log = folder / LOG
     text = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from ssl_pretrain.study.arms import Arm
 from ssl_pretrain.study.design import Size, StudySettings, runs_of
@@ -16,8 +18,8 @@ Dice = Annotated[float, Field(ge=0, le=1)] | None
 class StoredFold(BaseModel):
     """Cases of a fold."""
 
-    train: list[str]
-    validation: list[str]
+    train: list[str] = Field(min_length=1)
+    validation: list[str] = Field(min_length=1)
 
 
 class StoredDataset(BaseModel):
@@ -53,6 +55,14 @@ class StoredStudy(BaseModel):
         """The amounts of training data."""
         return [Size(size.label, size.cases) for size in self.sizes]
 
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _known(cls, settings: Any) -> Any:
+        known = [field.name for field in fields(StudySettings)]
+        if isinstance(settings, dict) and (unknown := [name for name in settings if name not in known]):
+            raise ValueError(f"unknown settings {', '.join(unknown)}; there are {', '.join(known)}")
+        return settings
+
     @model_validator(mode="after")
     def _fits_together(self) -> StoredStudy:
         folds = set(self.settings.folds)
@@ -61,7 +71,9 @@ class StoredStudy(BaseModel):
         names = {arm.name for arm in self.arms}
         if len(names) < len(self.arms) or not {arm.baseline for arm in self.arms if arm.baseline} <= names:
             raise ValueError("two arms have one name, or one is compared with none of them")
-        runs = runs_of([arm.name for arm in self.arms], self.settings, self.amounts)
+        # Each seed of each fold has a subset at least; asked first, since runs are listed one by one.
+        too_many = self.settings.seeds * len(folds) > len(self.subsets)
+        runs = [] if too_many else runs_of([arm.name for arm in self.arms], self.settings, self.amounts)
         if not runs or not {run.subset for run in runs} <= {(f, s, n) for f, s, n, _ in self.subsets}:
             raise ValueError("subsets are not those of the runs that settings, arms and sizes ask for")
         return self
@@ -76,8 +88,8 @@ class Seconds(BaseModel):
 class Trained(BaseModel):
     """Length of a run."""
 
-    steps: int
-    batch_size: int
+    steps: Annotated[int, Field(gt=0)]
+    batch_size: Annotated[int, Field(gt=0)]
 
 
 class Device(BaseModel):
@@ -109,11 +121,17 @@ class Failure(BaseModel):
     error: str
 
 
+def _share_or_nan(dice: float) -> float:
+    if not (math.isnan(dice) or 0 <= dice <= 1):
+        raise ValueError("must be between 0 and 1, or NaN")
+    return dice
+
+
 class Metrics(BaseModel):
     """Of a label in a case: voxels that have it in the truth, and Dice, NaN where neither side has it."""
 
-    n_ref: int
-    dice: float = Field(alias="Dice")
+    n_ref: Annotated[int, Field(ge=0)]
+    dice: Annotated[float, AfterValidator(_share_or_nan)] = Field(alias="Dice")
 
 
 class PredictedCase(BaseModel):

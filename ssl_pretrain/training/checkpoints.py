@@ -64,11 +64,22 @@ def continue_with(folder: Path) -> str:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside and renames, and keeps the checkpoint before the latest."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._latest_is_good = True
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read it; where it is the checkpoint before the latest, the latest is damaged."""
+        self._latest_is_good = Path(path).name != PREVIOUS
+        return super().load_checkpoint(path, *args, **kwargs)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Replace ``path``; what was there becomes ``checkpoint_previous.ckpt``."""
+        """Replace ``path``; what was there becomes ``checkpoint_previous.ckpt``, unless it is damaged."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_atomic(checkpoint, target, keep=target.with_name(PREVIOUS) if target.name == LATEST else None)
+        kept = target.name == LATEST and self._latest_is_good
+        save_atomic(checkpoint, target, keep=target.with_name(PREVIOUS) if kept else None)
+        self._latest_is_good |= target.name == LATEST
 
 
 class Checkpoints(Checkpoint):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from made_data import NAME, write_dataset
@@ -134,3 +135,38 @@ def test_a_folder_of_cases_elsewhere_is_refused(dataset):
 def test_plans_are_named_not_pathed(dataset, plans):
     with pytest.raises(ValueError, match=r"plans \(-p\) .* becomes a part of paths"):
         locate("7", "3d_fullres", plans)
+
+
+def edit(file, **entries):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+
+def test_plans_of_another_dataset_are_refused_with_both_names_and_the_remedy(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "Dataset009_Renamed")
+    with pytest.raises(
+        ValueError,
+        match=rf"Renamed/nnUNetPlans\.json is of {NAME} by its entry dataset_name, but lies in the folder of "
+        r"Dataset009_Renamed: .*nnUNetv2_move_plans_between_datasets instead; .*correct dataset_name",
+    ):
+        locate("9", "3d_fullres", "nnUNetPlans")
+    edit(tmp_path / "Dataset009_Renamed" / "nnUNetPlans.json", dataset_name="Dataset009_Renamed")
+    assert locate("9", "3d_fullres", "nnUNetPlans")[0].name == "Dataset009_Renamed"
+
+
+def test_plans_that_call_themselves_otherwise_than_their_file_are_refused(dataset):
+    shutil.copy(dataset / "nnUNetPlans.json", dataset / "MyPlans.json")
+    with pytest.raises(ValueError, match=r"MyPlans\.json calls itself 'nnUNetPlans'.*Make plans_name 'MyPlans', or"):
+        locate("7", "3d_fullres", "MyPlans")
+
+
+def test_explicit_files_of_two_datasets_are_taken_with_a_warning(dataset, caplog):
+    edit(dataset / "nnUNetPlans.json", dataset_name="Dataset008_Other")
+    files, _ = locate_explicit(
+        preprocessed=dataset,
+        splits=dataset / "splits_final.json",
+        dataset_json=dataset / "dataset.json",
+        plans=dataset / "nnUNetPlans.json",
+        configuration="3d_fullres",
+    )
+    assert files.name == "Dataset008_Other"
+    assert f"The cases lie in {NAME}, and {dataset / 'nnUNetPlans.json'} is of Dataset008_Other" in caplog.text

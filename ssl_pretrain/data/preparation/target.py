@@ -108,10 +108,16 @@ def check_preprocessing(plan: Plan, file: Path) -> None:
             f"{file.with_name('dataset.json')} has {plan.input_channels} channels, the plans {file} are for "
             f"{len(schemes)}. {AGAIN}"
         )
+    if len(resolved["use_mask_for_norm"]) != len(schemes):
+        raise ValueError(
+            f"{file}: use_mask_for_norm must have {len(schemes)} entries, as normalization_schemes. {AGAIN}"
+        )
     _check_names(plan, f"{file} names something that this nnU-Net does not have")
 
 
 def _check_names(plan: Plan, fault: str) -> None:
+    import nnunetv2
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     try:
@@ -119,8 +125,16 @@ def _check_names(plan: Plan, fault: str) -> None:
         resolved = manager.get_configuration(plan.configuration)
         found = [manager.image_reader_writer_class, resolved.preprocessor_class]
         found += [resolved.resampling_fn_data, resolved.resampling_fn_seg]
+        folder = str(Path(nnunetv2.__path__[0]) / "preprocessing" / "normalization")
+        lost = [
+            scheme
+            for scheme in resolved.normalization_schemes
+            if recursive_find_python_class(folder, scheme, "nnunetv2.preprocessing.normalization") is None
+        ]
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{fault}: {error}. {AGAIN}") from error
+    if lost:
+        raise ValueError(f"{fault}: normalization_schemes {', '.join(map(repr, lost))}. {AGAIN}")
     if any(thing is None for thing in found):
         raise ValueError(f"{fault}: preprocessor_name {resolved.preprocessor_name!r}. {AGAIN}")
     # nnU-Net takes whatever its modules know by that name, what they import for themselves included.
