@@ -142,7 +142,7 @@ def check_output(run: Run, resume: bool) -> None:
     if differences:
         rows = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differences.items())
         raise ValueError(
-            f"{run.folder} holds a run with other settings ({stored}): {rows}. Continue with the same "
+            f"{run.folder} holds a run with other settings: {rows} ({stored}). Continue with the same "
             "settings, or choose another folder with -o."
         )
     check_same_cases(run)
@@ -161,8 +161,8 @@ def check_same_cases(run: Run) -> None:
     for part, now in cases_of(run).items():
         if changed := set(before[part]) ^ set(now):
             raise ValueError(
-                f"{run.folder} was begun with {len(before[part])} cases in {part} ({stored}), now there are "
-                f"{len(now)}; {len(changed)} differ, e.g. {min(changed)}. Continue with the cases of then "
+                f"{run.folder} was begun with {len(before[part])} cases in {part}, now there are "
+                f"{len(now)}; {len(changed)} differ, e.g. {min(changed)} ({stored}). Continue with the cases of then "
                 "(without new ones: move them elsewhere until the run is over), or choose another folder with -o."
             )
 
