@@ -6,6 +6,7 @@ Everything that the run needs is in the study's folder, so it can be started on 
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -22,7 +24,7 @@ from typing import Any
 
 from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.data.environment import check_environment
-from ssl_pretrain.files import BusyError, locked, read_json, write_json
+from ssl_pretrain.files import BusyError, archive_fault, locked, read_json, remove_leftovers, write_json
 from ssl_pretrain.study.arms import Arm, check_weights
 from ssl_pretrain.study.design import Run
 from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder):
+            remove_leftovers(folder)
             return perform(study, run, given.threads or available_cores())
     except BusyError:
         sys.stderr.write(f"{run.name} is being run by another process.\n")
@@ -94,9 +97,13 @@ def end_with_parent() -> None:
 
 
 def unfinished(folder: Path) -> Path | None:
-    """The checkpoint from which a run that was stopped goes on, if it has written one."""
-    found = [file for name in CHECKPOINTS for file in sorted((folder / RESULTS).rglob(name))]
-    return found[0] if found else None
+    """The checkpoint from which a run that was stopped goes on, if it has written one that is not damaged."""
+    for file in (file for name in CHECKPOINTS for file in sorted((folder / RESULTS).rglob(name))):
+        fault = archive_fault(file) if zipfile.is_zipfile(file) else "it is cut off"
+        if fault is None:
+            return file
+        logging.getLogger("ssl_pretrain").warning("%s is damaged (%s) and left out.", file, fault)
+    return None
 
 
 def write_output_to(log: Path, *, append: bool) -> None:

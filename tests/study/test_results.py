@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+import torch
 from made_study import LABEL, finish, read, settings, write_home, write_weights
 
 from ssl_pretrain.files import write_json
@@ -233,15 +235,23 @@ def test_a_damaged_result_is_named(study):
         analyse(study)
 
 
-def test_a_finished_training_is_validated_and_a_stopped_one_goes_on(tmp_path):
+def test_a_finished_training_is_validated_and_a_stopped_one_goes_on_but_not_from_a_damaged_file(tmp_path, caplog):
     assert unfinished(tmp_path) is None
     latest = tmp_path / "nnUNet_results" / "D" / "fold_0" / "checkpoint_latest.pth"
     latest.parent.mkdir(parents=True)
-    latest.touch()
+    torch.save({"network_weights": {"a": torch.ones(100)}}, latest)
     (latest.parent / "checkpoint_final.pth.tmp").touch()
     assert unfinished(tmp_path) == latest
-    latest.with_name("checkpoint_final.pth").touch()
-    assert unfinished(tmp_path) == latest.with_name("checkpoint_final.pth")
+    final = latest.with_name("checkpoint_final.pth")
+    shutil.copyfile(latest, final)
+    assert unfinished(tmp_path) == final
+    whole = final.read_bytes()
+    final.write_bytes(whole.replace(torch.ones(100).numpy().tobytes(), torch.ones(100).numpy().tobytes()[:-1] + b"!"))
+    assert unfinished(tmp_path) == latest
+    assert f"{final} is damaged (" in caplog.text
+    latest.write_bytes(whole[:-100])
+    assert unfinished(tmp_path) is None
+    assert f"{latest} is damaged (it is cut off)" in caplog.text
 
 
 def test_the_array_script_has_a_task_for_each_run_that_is_not_done(study, results):
