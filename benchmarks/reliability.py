@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -40,7 +42,7 @@ from ssl_pretrain.report.tables import format_table
 from ssl_pretrain.training.checkpoints import FINAL
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests" / part) for part in ("", "training", "transfer/sources")]
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 TRACEBACK = "Traceback (most recent call last)"
@@ -135,10 +137,13 @@ def kills(work: Path, reference: Path, seconds: float, counts: dict[str, int], s
             os.kill(first.pid, SIGNALS[name])
             status = first.wait()
             row = {"signal": name, "moment": round(moment, 2), "status": status, "traceback": TRACEBACK in first.text}
-            again = Attempt(
-                lambda output=output, workers=workers: pretrain([*run_flags(output, workers), "--c"]), work / "log"
-            )
+            flags = run_flags(output, workers)
+            again = Attempt(lambda flags=flags: pretrain([*flags, "--c"]), work / "log")
             row["continued"] = again.wait()
+            if "Start the run without --c" in again.text:
+                # It had not begun.
+                again = Attempt(lambda flags=flags: pretrain(flags), work / "log")
+                row["continued"] = again.wait()
             row["same"] = row["continued"] == 0 and same_weights(output, reference)
             row["left"] = sorted(p.name for p in output.glob("*.tmp"))
             if not row["same"]:
@@ -191,6 +196,83 @@ def disk(work: Path, reference: Path, sizes: Sequence[int]) -> list[dict[str, An
     return rows
 
 
+def damage(work: Path, reference: Path) -> dict[str, Any]:
+    """Damaged copies of a finished run's files: which are taken as they are, and how the others are answered.
+
+    Args:
+        work: scratch folder.
+        reference: folder of the undisturbed run.
+    """
+    from damage import damaged
+
+    from ssl_pretrain.training.checkpoints import LATEST, PREVIOUS, find_resumable
+    from ssl_pretrain.transfer.weights_file import read_weights
+
+    folder = shutil.copytree(reference, work / "damaged")
+    found: dict[str, Any] = {"latest": {}, "final": {}}
+    for name, content in list(damaged(folder / LATEST)):
+        (folder / LATEST).write_bytes(content)
+        found["latest"][name] = "the one before" if find_resumable(folder) == folder / PREVIOUS else "taken"
+    for name, content in list(damaged(folder / FINAL)):
+        (folder / FINAL).write_bytes(content)
+        try:
+            read_weights(folder / FINAL)
+            found["final"][name] = "taken"
+        except ValueError as error:
+            found["final"][name] = "one line" if "\n" not in str(error) else "several lines"
+    return found
+
+
+def hostile(work: Path) -> list[dict[str, Any]]:
+    """Crafted files of weights, each opened in a process of its own: what was said, seconds and memory.
+
+    Args:
+        work: scratch folder.
+    """
+    from test_source_bombs import write_all
+
+    from ssl_pretrain.transfer.encoder import load_encoder
+
+    folder = work / "hostile"
+    folder.mkdir()
+    write_all(folder)
+    rows = []
+    for file in sorted(folder.iterdir()):
+
+        def open_it(file: Path = file) -> int:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            began = time.monotonic()
+            try:
+                load_encoder(file)
+                said = "opened"
+            except ValueError as error:
+                said = str(error)
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            print(json.dumps([said.replace(str(folder), "…"), time.monotonic() - began, grown / 1024]))
+            return 0
+
+        attempt = Attempt(open_it, work / "log")
+        status = attempt.wait(60)
+        said, seconds, mebibytes = json.loads(attempt.text.splitlines()[-1]) if status == 0 else (None, None, None)
+        rows.append({"file": file.name, "status": status, "said": said, "seconds": seconds, "mebibytes": mebibytes})
+    return rows
+
+
+def mutations(work: Path) -> dict[str, dict[str, int]]:
+    """The table of the tests: kind of file -> outcome -> how often.
+
+    Args:
+        work: scratch folder.
+    """
+    from mutations import outcomes
+
+    (work / "mutations").mkdir()
+    counted: dict[str, Counter[str]] = {}
+    for one in outcomes(work / "mutations"):
+        counted.setdefault(one.kind, Counter())[one.outcome] += 1
+    return {kind: dict(counts) for kind, counts in counted.items()}
+
+
 def table_of(rows: Sequence[dict[str, Any]], by: str) -> str:
     """Outcomes of the kills as a table."""
     names = list(dict.fromkeys(row[by] for row in rows))
@@ -230,6 +312,18 @@ def main() -> None:
             print(table_of(result["disk"], "kibibytes"), flush=True)
         else:
             print("full disks left out: they need Linux and root", flush=True)
+        result["damaged"] = damage(work, work / "reference")
+        for name, found in result["damaged"].items():
+            print(f"damaged {name}: {dict(Counter(found.values()))}", flush=True)
+        result["hostile"] = hostile(work)
+        answered = [row for row in result["hostile"] if row["status"] == 0 and row["said"] != "opened"]
+        print(
+            f"hostile files: {len(answered)} of {len(result['hostile'])} refused, at most "
+            f"{max(row['seconds'] for row in answered):.1f} s and {max(row['mebibytes'] for row in answered):.0f} MiB",
+            flush=True,
+        )
+        result["mutations"] = mutations(work)
+        print(f"mutations: {dict(sum(map(Counter, result['mutations'].values()), Counter()))}", flush=True)
     write(result, given.json)
 
 
