@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -251,12 +252,16 @@ def write_atomic(path: Path, mode: str, write: Callable[[IO[Any]], object], keep
             path.replace(keep)
         beside.replace(path)
     except (OSError, RuntimeError) as error:
-        # PyTorch's writer reports a full disk as RuntimeError.
+        reason = str(error)
+        if isinstance(error, RuntimeError):
+            # PyTorch's writer reports a full disk so, in words that do not say it.
+            free = shutil.disk_usage(path.parent).free / 2**20
+            reason = f"{reason.splitlines()[0]} ({free:.0f} MB are free)"
         # A read-only file system refuses that, too, whether there is something or not.
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         kept = f"The previous {path.name} is intact." if path.exists() else "No earlier file was there."
-        raise OSError(f"Could not write {path}: {error}. {kept} Free some space or choose another folder.") from error
+        raise OSError(f"Could not write {path}: {reason}. {kept} Free some space or choose another folder.") from error
 
 
 def written_beside(path: Path) -> Path:

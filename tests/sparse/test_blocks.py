@@ -95,12 +95,15 @@ NETWORKS = [("plans", "plain"), ("plans", "residual"), ("STUNet_small", "stunet"
 @pytest.mark.parametrize(("name", "kind"), NETWORKS)
 def test_blocks_equal_masked_forward_and_backward(name, kind, strides, channels, batch, visible):
     case = Case(name, kind, strides, channels, batch, VISIBLE[visible], smooth=True)
+    # A normalisation over the three single voxels of the coarse map amplifies rounding, differently on each processor.
+    amplified = (strides, visible) == ("coarser than the grid", "95 %")
+    if amplified:
+        case.encoder.double()
+        case.image = case.image.double()
     packable, reason = packable_stages(case.encoder, case.maps, CELL)
     assert packable == (4 if len(case.maps) == 5 else len(case.maps)), reason
     expected = case.run(0)
-    # A normalisation over the three single voxels of the coarse map amplifies rounding; in double precision (below)
-    # these agree to 1e-11 as all others do.
-    tolerance = 1e-4 if (strides, visible) == ("coarser than the grid", "95 %") else 1e-5
+    tolerance = 1e-9 if amplified else 1e-5
     assert_equal(case.run(packable), expected, tolerance)
     assert_equal(case.run(packable - 1), expected, tolerance)
 
