@@ -130,10 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(flags: dict[str, Any]) -> int:
     """Begin or continue a study; returns the exit status."""
-    if "dataset" in flags and "configuration" in flags:
-        from ssl_pretrain.data.locate import look_first
+    if "dataset" in flags:
+        from ssl_pretrain.data.locate import find_dataset
 
-        look_first(flags["dataset"], flags["configuration"], flags.get("plans", "nnUNetPlans"))
+        find_dataset(flags["dataset"])  # says at once what is wrong, before the imports of training
     # nnU-Net first: in a checkout of ours, the current folder has one of that name.
     import nnunetv2  # noqa: F401
 

@@ -52,11 +52,9 @@ def is_of_open_files(error: BaseException, text: str) -> bool:
     return says("Too many open files", "received 0 items of ancdata")(error, text)
 
 
-def is_of_full_disk(error: BaseException, text: str) -> bool:
+def is_of_full_disk(error: BaseException, _text: str) -> bool:
     """Whether a disk is full, or the user's part of it; what writes files of ours says more itself."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return says("No space left on device")(error, text)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_of_gpu_memory(error: BaseException, text: str) -> bool:

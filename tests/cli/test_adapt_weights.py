@@ -174,7 +174,7 @@ def test_a_card_comes_with_a_folder_for_the_hub(home, capsys):
         (["-d", "9", "-c", "3d_fullres"], "Dataset 9 is not in"),
         (["-d", "Hippocampus", "-c", "3d_fullres"], "DATASET must be a number such as 4 or a name"),
         (["-d", "7", "-c", "3d_lowres"], "Configuration '3d_lowres' is not in"),
-        (["-d", "7", "-c", "2d"], "Configuration '2d' is 2-D"),
+        (["-d", "7", "-c", "2d"], "is 2-D; what is pretrained here is 3-D. Choose from: 3d_fullres"),
         (["-d", "7", "-c", "3d_planned_only"], "3d_planned_only of Dataset007_Made is not preprocessed yet"),
         (["-d", "7", "-c", "3d_fullres", "-p", "NoPlans"], "Plans 'NoPlans' do not exist in"),
         (["-d", "7", "-c", "3d_fullres", "-tr", "NoTrainer"], "-tr NoTrainer: there is no trainer of that name"),

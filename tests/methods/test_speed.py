@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 
+import numpy as np
 import pytest
 import torch
 from architectures import backbone
@@ -147,14 +148,13 @@ def test_spconv_without_a_gpu_says_what_to_do():
 def test_several_teacher_masks_are_one_batch_of_what_each_would_be():
     method = anatomask(teacher_masks=3)
     image = torch.randn(2, 1, *PATCH)
-    together = method.rate({"image": image}, torch.Generator().manual_seed(0))
+    together = method.rate({"image": image}, [np.random.default_rng(i) for i in range(2)])
     method.config = AnatoMaskConfig(teacher_masks=1, mask_cell=(4, 4, 4))
-    apart = method.rate({"image": image.repeat(3, 1, 1, 1, 1)}, torch.Generator().manual_seed(0)).view(
-        3, 2, *method.grid
-    )
+    one_after_the_other = [generator for i in range(2) for generator in [np.random.default_rng(i)] * 3]
+    apart = method.rate({"image": image.repeat_interleave(3, 0)}, one_after_the_other).view(2, 3, *method.grid)
     rated = apart != -torch.inf
-    mean = apart.masked_fill(~rated, 0).sum(0) / rated.sum(0).clamp_min(1)
-    expected = mean.masked_fill(~rated.any(0), -torch.inf)
+    mean = apart.masked_fill(~rated, 0).sum(1) / rated.sum(1).clamp_min(1)
+    expected = mean.masked_fill(~rated.any(1), -torch.inf)
     torch.testing.assert_close(together, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -88,7 +88,7 @@ def test_a_network_without_staged_encoder_is_refused_with_the_way_out():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no.such.Network", "no.such.Network cannot be built"),
+        ("no.such.Network", "code that we do not know: network_class_name 'no.such.Network'"),
         ("torch.nn.Identity", "Identity cannot be pretrained"),
         ("torch.nn.Conv3d", "Conv3d cannot be built .* unexpected keyword argument"),
     ],

@@ -45,6 +45,7 @@ def reader(how: str) -> RuntimeError:
         (OSError(errno.EMFILE, "Too many open files"), ["may not open more files", "ulimit -n", "-num_workers"]),
         (RuntimeError("received 0 items of ancdata"), ["may not open more files"]),
         (too_large(), ["The machine has too little memory", "-num_workers", "-batch_size"]),
+        (OSError(errno.ENOSPC, "No space left on device"), ["The disk is full", "Free some space", "(-o)"]),
         (MemoryError(), ["The machine has too little memory: MemoryError. Take"]),
         (RuntimeError(f"{ARRAY}numpy._core._exceptions._ArrayMemoryError: Unable"), ["machine has too little memory"]),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), ["The machine has too little memory"]),
@@ -71,7 +72,8 @@ def test_every_row_of_the_table_is_met_above():
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("shared memory"), RuntimeError("shapes differ"), OSError(errno.ENOSPC, "No space left")]
+    "error",
+    [ValueError("shared memory"), RuntimeError("shapes differ"), PermissionError(errno.EACCES, "Permission denied")],
 )
 def test_other_errors_stay_what_they_are(error):
     with pytest.raises(type(error)) as caught, plain_words(PretrainConfig(dataset="7")):

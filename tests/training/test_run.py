@@ -495,7 +495,8 @@ def test_the_plans_of_the_dataset_itself_count_beside_those_drawn_from(dataset, 
     other = dataset.parent / "Dataset008_Other"
     shutil.copytree(dataset, other)
     plans_file = other / "nnUNetPlans.json"
-    plans_file.write_text(plans_file.read_text().replace("[1.0, 1.0, 1.0]", "[3.0, 3.0, 3.0]"))
+    changed = plans_file.read_text().replace("[1.0, 1.0, 1.0]", "[3.0, 3.0, 3.0]").replace(NAME, other.name)
+    plans_file.write_text(changed)
     with pytest.raises(ValueError, match="Dataset007_Made and Dataset008_Other are preprocessed differently"):
         prepare(config(tmp_path, datasets=("8",)))
 
