@@ -19,7 +19,6 @@ import argparse
 import ctypes
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
