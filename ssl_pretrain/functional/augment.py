@@ -149,9 +149,7 @@ def draw_augmentation(batch: int, channels: int, generator: np.random.Generator,
         brightness=factors(config.brightness_p, *config.brightness),
         contrast=factors(config.contrast_p, *config.contrast),
         # One zoom for all axes, as nnU-Net does it.
-        low_resolution=[
-            c._replace(values=c.values * 3) for c in chosen(config.low_resolution_p, *config.low_resolution)
-        ],
+        low_resolution=[change._replace(values=change.values * 3) for change in zooms],
         inverted_gamma=factors(config.inverted_gamma_p, *config.gamma),
         gamma=factors(config.gamma_p, *config.gamma),
     )
