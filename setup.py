@@ -29,10 +29,11 @@ setup(
         "nnunetv2>=2.8.1,<2.9",
         "lightning>=2.6,<2.7,!=2.6.2,!=2.6.3",
         "batchgenerators>=0.25.1",
-        "batchgeneratorsv2>=0.3.2",
         "blosc2>=3.3.2",
         "SimpleITK>=2.2.1",
+        "nibabel>=5.0",
         "numpy>=1.24",
+        "scipy>=1.10",
         "dynamic-network-architectures>=0.4.4,<0.5",
         "matplotlib>=3.7",
         "tensorboard>=2.16",
@@ -42,7 +43,7 @@ setup(
         "pydantic>=2.7",
     ],
     extras_require={
-        # MONAI, so that the tests of the ViT do not skip.
+        # MONAI, so that the tests of the ViT do not skip; batchgeneratorsv2, because they compare with it.
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -50,6 +51,7 @@ setup(
             "setuptools>=70.1",
             "monai>=1.4",
             "huggingface_hub>=0.25",
+            "batchgeneratorsv2>=0.3.2",
         ],
         "monai": ["monai>=1.4"],
         "hub": ["huggingface_hub>=0.25"],

@@ -20,7 +20,6 @@ import ctypes
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess

@@ -12,7 +12,9 @@ and training. Imports within functions and for type checkers count, too.
 from __future__ import annotations
 
 import ast
+import re
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,31 @@ def test_the_repository_keeps_to(check):
 def test_every_module_is_in_a_room_or_a_door():
     rooms = {room_of(file) for file in files()} - {None}
     assert rooms == set(BELOW)
+
+
+def declared() -> set[str]:
+    """Names of what setup.py requires, and of its extras and what they require, in lower case."""
+    tree = ast.parse((REPOSITORY / "setup.py").read_text(encoding="utf-8"))
+    call = next(n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "setup")
+    parts = [k.value for k in call.keywords if k.arg in ("install_requires", "extras_require")]
+    texts = [n.value for part in parts for n in ast.walk(part) if isinstance(n, ast.Constant)]
+    return {re.split(r"[^\w-]", text)[0].lower().replace("_", "-") for text in texts}
+
+
+def test_setup_declares_what_is_imported_and_nothing_else():
+    ours = {PACKAGE, *sys.stdlib_module_names}
+    imported = {
+        name.split(".")[0]
+        for file, source in files().items()
+        for _, name in imported_names(ast.parse(source), dotted(file), file.endswith("__init__.py"))
+    } - ours
+    distributions = packages_distributions()
+    needed = {(distributions.get(name) or [name])[0].lower().replace("_", "-") for name in imported}
+    asked = declared() - {"test", "dev", "hub", "spconv"}  # the last ones are names of extras
+    assert needed <= asked
+    tools = {"pytest", "pytest-xdist", "hypothesis", "setuptools", "ruff", "mypy", "codespell", "pre-commit"}
+    for_lightning, for_tests, by_name = {"tensorboard"}, {"batchgeneratorsv2"}, {"spconv-cu126", "huggingface-hub"}
+    assert asked - needed == tools | for_lightning | for_tests | by_name
 
 
 def test_the_rooms_are_as_the_design_says():

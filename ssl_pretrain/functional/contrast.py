@@ -1,0 +1,59 @@
+"""Contrast of embeddings: the NT-Xent loss, and what tells a collapsed embedding from a learned one."""
+
+from __future__ import annotations
+
+from math import log
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def nt_xent(
+    own: Tensor, everyone: Tensor, first: int, partner: Tensor, temperature: float, image: Tensor | None = None
+) -> Tensor:
+    """Normalised temperature-scaled cross-entropy (SimCLR, Chen et al. 2020, equation 1), mean over ``own``.
+
+    Each embedding is to be told from all others but itself by its likeness to its partner.
+
+    Args:
+        own: (N, E) unit vectors of this process.
+        everyone: (M, E) unit vectors of all processes, ``own`` among them.
+        first: place of ``own`` in ``everyone``.
+        partner: (N,) places of the partners in ``everyone``.
+        temperature: of the softmax over cosines; greater than 0.
+        image: (M,) number of the image that each embedding is of; those of the same image, other than the partner, are
+            then no negatives. None: they are.
+
+    Returns:
+        Scalar, float32 whatever the precision of the embeddings is.
+    """
+    with torch.autocast(own.device.type, enabled=False):
+        cosines = own.float() @ everyone.float().T / temperature
+    places = torch.arange(len(everyone), device=own.device)
+    ignored = places == (first + places[: len(own)])[:, None]
+    if image is not None:
+        ignored |= image == image[first : first + len(own), None]
+    ignored &= places != partner[:, None]
+    return F.cross_entropy(cosines.masked_fill(ignored, -torch.inf), partner)
+
+
+def effective_rank(embeddings: Tensor) -> Tensor:
+    """Exponential of the entropy of the singular values (N, E) -> scalar between 1 and min(N, E) (Roy & Vetterli 2007).
+
+    Of the embeddings minus their mean; 0 where all are the same.
+    """
+    values = torch.linalg.svdvals((embeddings - embeddings.mean(0)).float())
+    shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    rank = torch.exp(-torch.special.xlogy(shares, shares).sum())
+    # Rounding leaves something of the mean even where all are the same.
+    return torch.where(values[0] > 1e-6 * embeddings.float().norm().clamp_min(1e-12), rank, 0.0)
+
+
+def uniformity(embeddings: Tensor) -> Tensor:
+    """Logarithm of the mean Gaussian potential of pairs of unit vectors (N, E) -> scalar (Wang & Isola 2020, t = 2).
+
+    0 where all are the same; the lower, the more evenly they are spread.
+    """
+    distances = torch.pdist(embeddings.float())
+    return torch.logsumexp(-2 * distances**2, 0) - log(len(distances))
