@@ -20,6 +20,7 @@ import ctypes
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess

@@ -112,3 +112,24 @@ def test_the_method_benchmark_has_a_row_per_method_that_goes_with_the_network(tm
     assert [row["method"] for row in result["rows"]] == ["MAE", "SimMIM"]
     assert result["kept_over_all"]["PrimusS"] > 0
     assert all(row["seconds"] > 0 and row["multiply_adds_1e9"] > 0 for row in result["rows"])
+
+
+def test_the_published_reliability_is_what_was_measured():
+    result = json.loads((ROOT / "benchmarks" / "results" / "reliability.json").read_text())
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    assert all(row["same"] for row in (*result["kills"], *result["disk"]))
+    assert not any(row["tracebacks"] for row in result["disk"])
+    for name in ("SIGKILL", "SIGTERM", "SIGINT"):
+        runs = [row for row in result["kills"] if row["signal"] == name]
+        late = sum(row["status"] == 0 for row in runs)
+        assert f"| {name} | {len(runs)}, of which {late} came after the end |" in page
+    assert set(result["damaged"]["latest"].values()) == {"the one before"}
+    assert set(result["damaged"]["final"].values()) == {"one line"}
+    hostile = result["hostile"]
+    slowest, largest = (max(row[name] for row in hostile) for name in ("seconds", "mebibytes"))
+    assert f"| {len(hostile)} | all refused in one line, within {slowest:.1f} s and {largest:.0f} MiB |" in page
+    refused, accepted = (
+        sum(kind.get(name, 0) for kind in result["mutations"].values()) for name in ("refused", "accepted")
+    )
+    assert {name for kind in result["mutations"].values() for name in kind} == {"refused", "accepted"}
+    assert f"| {refused + accepted} | {refused} refused with the file's name, {accepted} harmless" in page
