@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(flags: dict[str, Any]) -> int:
     """Begin or continue a study; returns the exit status."""
-    if "dataset" in flags:
+    if {"dataset", "configuration", "weights"} <= flags.keys():
         from ssl_pretrain.data.locate import find_dataset
 
         find_dataset(flags["dataset"])  # says at once what is wrong, before the imports of training
