@@ -40,14 +40,23 @@ class History(Callback):
         self._batch_ends: tuple[float, float, int] | None = None
         self.batch_size = batch_size
         self.rows: list[dict[str, float]] = []
+        self._running: Trainer | None = None
         self._train, self._validation = LossMean(), LossMean()
         self._log: Mapping[str, float] = {}
         self._seconds = 0.0
         self._started = 0.0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember whose processes a checkpoint is written for."""
+        self._running = trainer
+
     def state_dict(self) -> dict[str, Any]:
         """Rows so far and the sums of the running epoch."""
-        return {"rows": self.rows, "train": self._train.state(), "log": dict(self._log), "seconds": self._elapsed()}
+        total, count = self._train.state()
+        if self._running is not None:
+            # One process writes for all; every process goes on from the mean of their sums.
+            total = over_devices(self._running, total)
+        return {"rows": self.rows, "train": (total, count), "log": dict(self._log), "seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
