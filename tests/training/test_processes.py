@@ -37,15 +37,15 @@ def test_processes_stopped_and_continued_compute_what_one_process_does(tmp_path,
     one, several = tmp_path / "one", tmp_path / "several"
     command = [*program, *RUN.split(), "-batch_size", "1", "-num_gpus", str(count), "-o", str(several)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while not (several / "checkpoint_latest.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate(timeout=600)[1]
     assert process.returncode == 143, error
     assert error.startswith("Asked to terminate: stopped after step")
     assert error.count("\n") == 1, "the first process speaks for all"
-    done = subprocess.run([*command, "--c"], capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run([*command, "--c"], capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Finished: ") == done.stdout.count("Fine-tune with:") == 1
     assert main([*RUN.split(), "-batch_size", str(count), "-o", str(one)]) == 0
