@@ -60,7 +60,7 @@ def build(method: str, network: str, args: argparse.Namespace) -> Method | None:
 
 def batch_of(method: Method, args: argparse.Namespace) -> Batch:
     """Crops of one batch of the method."""
-    count = args.batch * method.crops_per_sample
+    count = args.batch * method.sample_views.count
     image = torch.randn(count, args.channels, *method.patch, device=args.device)
     return {"image": image, "case": ["made"] * count, "index": list(range(count))}
 

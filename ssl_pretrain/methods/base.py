@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.seeding import derive_seed, host_twin
+from ssl_pretrain.functional.views import Views
 from ssl_pretrain.methods.recipe import OptimizerConfig, build_optimizer, build_schedule, family_of
 from ssl_pretrain.networks.base import Backbone
 
@@ -55,19 +56,26 @@ class Output(NamedTuple):
 
 
 class Column(NamedTuple):
-    """One column of a picture, where a method has other ones than input, masked input, reconstruction and error.
+    """One column of a picture: slices through one crop.
 
     Attributes:
         heading: written above it.
-        kind: ``image``: intensities; ``error``: absolute differences; ``classes``: whole numbers from 0.
+        kind: ``image``: intensities; ``error``: absolute differences; ``classes``: whole numbers from 0; ``rating``:
+            any numbers, as colours over the first image. Errors and ratings are NaN where there is none.
         values: (C, D, H, W), or (1, D, H, W) where all channels have the same.
-        classes: how many there are, in a column of classes.
+        classes: number of classes, in a column of that kind.
+        tinted: boolean (gd, gh, gw), cells under a coloured veil; the crop is a whole number of cells.
+        dimmed: boolean (gd, gh, gw), cells that are drawn darker.
+        outlined: boolean (gd, gh, gw), cells with a line around them.
     """
 
     heading: str
-    kind: Literal["image", "error", "classes"]
+    kind: Literal["image", "error", "classes", "rating"]
     values: Tensor
     classes: int = 0
+    tinted: Tensor | None = None
+    dimmed: Tensor | None = None
+    outlined: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +119,6 @@ class Method(LightningModule, ABC):
 
     Config: ClassVar[type[OptimizerConfig]]
     citations: ClassVar[tuple[str, ...]] = ()
-    crops_per_sample: ClassVar[int] = 1
-    """How many crops the loader makes for each sample of a batch; they come one after the other."""
     fewest_cases: ClassVar[int] = 1
     """Cases without which the pretext task makes no sense."""
 
@@ -124,6 +130,12 @@ class Method(LightningModule, ABC):
         self.patch = setup.patch
         self.length = setup.length
         self.seed = setup.seed
+        self.sample_views = self.views(config, setup.patch)
+
+    @classmethod
+    def views(cls, config: OptimizerConfig, patch: Triple) -> Views:  # noqa: ARG003 - for those that depend on them
+        """Crops that the loader makes for each sample; one of the network's patch where a method does not say."""
+        return Views()
 
     @abstractmethod
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
@@ -162,13 +174,13 @@ class Method(LightningModule, ABC):
 
     def sample_generators(self, batch: Batch, generator: torch.Generator) -> list[np.random.Generator]:
         """Owners of the randomness of each sample, on the host: of its seed, else derived from ``generator``."""
-        count = len(batch["image"]) // self.crops_per_sample
+        count = len(batch["image"]) // self.sample_views.count
         seeds = batch.get("seeds") or host_twin(generator).integers(2**62, size=count).tolist()
         return [np.random.default_rng(seed) for seed in seeds]
 
     def seeded(self, batch: Batch, *path: int) -> Batch:
         """The batch with a seed for each sample: a function of the run's seed, ``path`` and the sample's number."""
-        numbers = batch["index"][:: self.crops_per_sample]
+        numbers = batch["index"][:: self.sample_views.count]
         return {**batch, "seeds": [derive_seed(self.seed, *path, SAMPLES, int(number)) for number in numbers]}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.fusion import Fused, FusionConfig, fuse
+from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.segmentation_loss import segmentation_loss
+from ssl_pretrain.functional.views import Views
 from ssl_pretrain.methods.base import Batch, Column, Method, MethodSetup, Output
 from ssl_pretrain.methods.dense import DenseNetwork
 from ssl_pretrain.methods.recipe import OptimizerConfig
@@ -39,7 +41,6 @@ class VolumeFusion(Method):
 
     Config: ClassVar[type[VolumeFusionConfig]] = VolumeFusionConfig
     config: VolumeFusionConfig
-    crops_per_sample: ClassVar[int] = 2
     fewest_cases: ClassVar[int] = 2
     citations: ClassVar[tuple[str, ...]] = (
         "Wang, G. et al. MIS-FM: 3D Medical Image Segmentation using Foundation Models Pretrained on a Large-Scale "
@@ -49,6 +50,11 @@ class VolumeFusion(Method):
     def __init__(self, config: VolumeFusionConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
         self.network = DenseNetwork(setup.backbone, config.classes, config.drop_path)
+
+    @classmethod
+    def views(cls, config: OptimizerConfig, patch: Triple) -> Views:  # noqa: ARG003
+        """A foreground and a background, each of a case of its own."""
+        return Views(count=2)
 
     @property
     def trained(self) -> nn.Module:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.networks.decoding import PARTS, Decoding, decoding_of, head_like
+
+Need = Literal["convolutions", "tokens", "kept tokens", "decoder"]
+"""What methods ask of a network: an encoder of convolutions, or one of tokens, that it can run on the tokens it is told
+to keep, a decoder of its own."""
 
 
 class FeatureMap(NamedTuple):
@@ -62,6 +66,7 @@ class Backbone(nn.Module):
         stem_key: name of the submodule that first touches the image.
         input_projection_keys: modules whose weight depends on the number of input channels.
         position_keys: tensors that depend on the patch size (position embeddings); none in a convolutional network.
+        encoder_offers: what methods may ask of the encoder.
     """
 
     architecture: str = ""
@@ -71,6 +76,7 @@ class Backbone(nn.Module):
     stem_key: str = ""
     input_projection_keys: tuple[str, ...] = ()
     position_keys: tuple[str, ...] = ()
+    encoder_offers: frozenset[Need] = frozenset({"convolutions"})
 
     def __init__(
         self, network: nn.Module, encoder: nn.Module, feature_maps: Sequence[FeatureMap], input_channels: int
@@ -89,6 +95,11 @@ class Backbone(nn.Module):
     def has_decoder(self) -> bool:
         """Whether :meth:`decode_features`, :meth:`new_head` and :attr:`segmentation_head` work."""
         return decoding_of(self.network) is not None
+
+    @property
+    def offers(self) -> frozenset[Need]:
+        """What methods may ask of this network."""
+        return self.encoder_offers | (frozenset[Need](["decoder"]) if self.has_decoder else frozenset())
 
     def decode_features(self, maps: Sequence[Tensor]) -> Tensor:
         """What the network's own decoder makes of the feature maps, just before its segmentation head.

@@ -14,7 +14,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.networks.base import FeatureMap
+from ssl_pretrain.networks.base import FeatureMap, Need
 from ssl_pretrain.networks.request import NetworkRequest, check_counts, with_settings
 from ssl_pretrain.networks.tokens import (
     DropPath,
@@ -132,6 +132,8 @@ class PrimusBackbone(TokenBackbone):
         network: as :func:`primus_network` builds it.
         input_channels: of the image.
     """
+
+    encoder_offers: frozenset[Need] = frozenset({"tokens", "kept tokens"})
 
     def __init__(self, network: nn.Module, input_channels: int) -> None:
         encoder = PrimusEncoder(network)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_pretrain.functional.geometry import Triple, check_patch, grid_of
-from ssl_pretrain.networks.base import Backbone, FeatureMap
+from ssl_pretrain.networks.base import Backbone, FeatureMap, Need
 
 
 class DropPath(nn.Module):
@@ -167,6 +167,7 @@ class TokenBackbone(Backbone):
     """
 
     encoder: TokenEncoder
+    encoder_offers: frozenset[Need] = frozenset({"tokens"})
 
     def __init__(
         self, network: nn.Module, encoder: TokenEncoder, feature_maps: Sequence[FeatureMap], input_channels: int

@@ -120,7 +120,7 @@ class Pictures(Callback):
 
     @staticmethod
     def _fixed_sample(trainer: Trainer, method: Method) -> Any:
-        batch = assemble(richest_sample(cast("Any", trainer).datamodule.val_crops, method.crops_per_sample))
+        batch = assemble(richest_sample(cast("Any", trainer).datamodule.val_crops, method.sample_views.count))
         return {key: value.to(method.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 

@@ -104,7 +104,7 @@ def prepare(config: PretrainConfig, *, resume: bool = False, trust_plans: bool =
     )
     method = _method(config, plan, files.plans, resume, trust_plans)
     _check_cases(method, cases)
-    data = _data(config, cases, method.crops_per_sample)
+    data = _data(config, cases, method.sample_views.count)
     check_shared_memory(data.shared_bytes(plan.input_channels) * config.num_gpus)
     return Run(
         config,

@@ -58,7 +58,7 @@ def build(
 
 def batch_for(method: Method, size: int = 2, seed: int = 0) -> Batch:
     """Smooth images with some noise, as many as a batch of this method has."""
-    count = size * method.crops_per_sample
+    count = size * method.sample_views.count
     generator = torch.Generator().manual_seed(seed)
     channels = method.backbone.input_channels
     coarse = torch.randn(count, channels, *(p // 4 for p in method.patch), generator=generator)

@@ -18,7 +18,7 @@ def part_of(batch, first: int, last: int):
 def test_two_processes_draw_for_a_batch_what_one_would(method, network, monkeypatch):
     """Samples of one batch, in one piece and as two processes see them."""
     made = build(method, network).train()
-    crops = made.crops_per_sample
+    crops = made.sample_views.count
     batch = {**batch_for(made, size=2), "index": [7 * crops + i for i in range(2 * crops)]}
     seen = []
     monkeypatch.setattr(made, "forward", lambda batch, own: seen.append((batch["seeds"], own.initial_seed())))
