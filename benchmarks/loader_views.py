@@ -18,7 +18,7 @@ from ssl_pretrain.functional.genesis import apply_flips, corrupt, draw_flips
 from ssl_pretrain.functional.geometry import Triple, grid_of
 from ssl_pretrain.functional.masking import count_masked, random_mask
 from ssl_pretrain.methods import METHODS, ModelsGenesisConfig, VolumeFusionConfig
-from ssl_pretrain.methods.mae import hide
+from ssl_pretrain.methods.masking import hide
 from ssl_pretrain.methods.volume_fusion import halves
 from ssl_pretrain.report.tables import format_table
 
@@ -45,7 +45,7 @@ def masked(crops: Tensor, seed: int) -> Tensor:
     d, h, w = crops.shape[2:]
     grid = grid_of((d, h, w), CELL)
     count = count_masked(grid[0] * grid[1] * grid[2], RATIO)
-    return hide(crops, random_mask(len(crops), grid, count, torch.Generator().manual_seed(seed))[:, None])
+    return hide(crops, random_mask(len(crops), grid, count, torch.Generator().manual_seed(seed)))
 
 
 VIEWS: dict[str, View] = {

@@ -79,7 +79,7 @@ def step_of(method: Method, args: argparse.Namespace) -> Callable[[], None]:
             loss = method(batch, generator).loss
         loss.backward()
         optimizer.step()
-        method.update_teacher()
+        method.update_teachers()
 
     return step
 

@@ -44,7 +44,7 @@ def measure(folder: Path) -> dict[str, Any]:
     for i, loaded in enumerate(run.data.val_dataloader()):
         batch = run.data.on_after_batch_transfer(loaded, 0)
         real.append(float(run.method.validation_step(batch, i)))
-        with mean_answers(run.method.trained):
+        with mean_answers(run.method.judged):
             mean.append(float(run.method.validation_step(batch, i)))
     name = "/".join(folder.parts[-4:])
     return {"run": name, "method": config.method, "loss": fmean(real), "loss_of_mean": fmean(mean)}

@@ -52,7 +52,7 @@ class Side:
         torch.nn.utils.clip_grad_norm_(self.parameters, self.method.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.method.update_teacher()
+        self.method.update_teachers()
 
 
 def build(args: argparse.Namespace) -> SparK:

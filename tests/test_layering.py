@@ -245,7 +245,8 @@ from ssl_pretrain.networks import build_backbone
 strides = [[1, 1, 1], *[[2, 2, 2]] * 3]
 for name in METHODS:
     size = dict(input_channels=1, num_classes=3, patch=(16, 16, 16))
-    network, settings = ("PrimusS", dict(width=36, depth=1, heads=2)) if name == "SimMIM" else ("STUNet_small", {{}})
+    networks = ("STUNet_small", {{}}), ("PrimusS", dict(width=36, depth=1, heads=2))
+    network, settings = networks["tokens" in METHODS[name].needs[0]]
     architecture = {{"arch_kwargs": {{"strides": strides}}}}
     backbone = build_backbone(network, architecture=architecture, settings=settings, **size)
     method = build_method(name, METHODS[name].Config(), MethodSetup(backbone=backbone, patch=(16, 16, 16)))

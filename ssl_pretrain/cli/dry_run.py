@@ -9,11 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from ssl_pretrain.functional.geometry import grid_of
 from ssl_pretrain.methods import Method
-from ssl_pretrain.methods.masked_network import MaskedNetwork
-from ssl_pretrain.methods.sparse_method import SparseMethod
-from ssl_pretrain.methods.tuning import expected_packed_stages
 from ssl_pretrain.report.tables import format_table
 from ssl_pretrain.training.prepare import Run
 from ssl_pretrain.training.run import lightning_precision
@@ -79,7 +75,7 @@ def estimate_memory(run: Run) -> tuple[int, int]:
     method = run.method
     states = sum(p.numel() for p in method.parameters()) * BYTES
     states += sum(p.numel() for p in method.trained.parameters() if p.requires_grad) * BYTES * (ADAM_COPIES - 1)
-    student = copy.deepcopy(method.trained).to("meta")
+    copied = copy.deepcopy(method).to("meta")
     voxels = 0
 
     def count(module: nn.Module, _: object, output: object) -> None:
@@ -87,17 +83,12 @@ def estimate_memory(run: Run) -> tuple[int, int]:
         if isinstance(output, Tensor) and next(module.children(), None) is None:
             voxels += output.numel()
 
-    for module in student.modules():
+    for module in copied.modules():
         module.register_forward_hook(count)
-    batch = method.length.batch_size
+    views = method.sample_views
+    crops = method.length.batch_size * views.count
     with torch.no_grad():
-        image = torch.empty(batch, run.plan.input_channels, *run.patch, device="meta")
-        if isinstance(method, SparseMethod) and isinstance(student, MaskedNetwork):
-            student.packed_stages = expected_packed_stages(student, method.config.sparse, image, method.masked)
-            grid = grid_of(run.patch, student.cell)
-            mask = torch.ones(batch, *grid, dtype=torch.bool, device="meta")
-            student(image, mask, prod(grid) - method.masked)
-        else:
-            student(image)
+        image = torch.empty(crops, run.plan.input_channels, *(views.size or run.patch), device="meta")
+        copied.probe(image)
     half = "32" not in lightning_precision(run.config)
     return states, voxels * (BYTES // 2 if half else BYTES) + prod(image.shape) * BYTES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from math import log
 
 import torch
@@ -28,7 +29,9 @@ def nt_xent(
     Returns:
         Scalar, float32 whatever the precision of the embeddings is.
     """
-    with torch.autocast(own.device.type, enabled=False):
+    kind = own.device.type
+    # Devices that compute nothing have no autocast.
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         cosines = own.float() @ everyone.float().T / temperature
     places = torch.arange(len(everyone), device=own.device)
     ignored = places == (first + places[: len(own)])[:, None]

@@ -6,6 +6,7 @@ from ssl_pretrain.methods.mae import MAE, MAEConfig
 from ssl_pretrain.methods.models_genesis import ModelsGenesis, ModelsGenesisConfig
 from ssl_pretrain.methods.recipe import OptimizerConfig
 from ssl_pretrain.methods.s3d import S3D, S3DConfig
+from ssl_pretrain.methods.simclr import SimCLR, SimCLRConfig
 from ssl_pretrain.methods.simmim import SimMIM, SimMIMConfig
 from ssl_pretrain.methods.spark import SparK, SparKConfig
 from ssl_pretrain.methods.volume_fusion import VolumeFusion, VolumeFusionConfig
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "SimMIM": SimMIM,
     "ModelsGenesis": ModelsGenesis,
     "VolumeFusion": VolumeFusion,
+    "SimCLR": SimCLR,
 }
 
 
@@ -41,11 +43,15 @@ def build_method(name: str, config: OptimizerConfig, setup: MethodSetup) -> Meth
         setup: backbone, patch, length and seed of the run.
 
     Raises:
-        ValueError: unknown name, a config of another method, or a mask that does not fit patch and network.
+        ValueError: unknown name, a config of another method, a network without what the method needs, or a mask that
+            does not fit patch and network.
     """
     method = find_method(name)
     if not isinstance(config, method.Config):
         raise ValueError(f"{name} is configured by {method.Config.__name__}, got {type(config).__name__}.")
+    if not method.goes_with(offers := setup.backbone.offers):
+        others = ", ".join(other for other, known in METHODS.items() if known.goes_with(offers))
+        raise ValueError(f"{method.refusal(setup.backbone)} With this network use -m {others or 'no method'}.")
     return method(config, setup)
 
 
@@ -65,6 +71,8 @@ __all__ = [
     "Output",
     "RunLength",
     "S3DConfig",
+    "SimCLR",
+    "SimCLRConfig",
     "SimMIM",
     "SimMIMConfig",
     "SparK",

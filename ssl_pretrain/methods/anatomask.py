@@ -13,15 +13,16 @@ from typing import ClassVar, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssl_pretrain.functional.losses import Difficulty, cell_difficulty
 from ssl_pretrain.functional.masking import count_hard, guided_mask, sample_masks
 from ssl_pretrain.functional.patches import to_cells
 from ssl_pretrain.functional.schedules import ema_decay
 from ssl_pretrain.methods.base import Batch, MethodSetup
-from ssl_pretrain.methods.spark import Hidden, SparK, SparKConfig
+from ssl_pretrain.methods.masking import Hidden
+from ssl_pretrain.methods.spark import SparK, SparKConfig
 from ssl_pretrain.methods.spark_network import SparKNetwork
+from ssl_pretrain.methods.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,7 @@ class AnatoMask(SparK):
 
     def __init__(self, config: AnatoMaskConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
-        self.teacher = AveragedModel(self.student, use_buffers=True)
-        self.teacher.requires_grad_(False)
+        self.teacher = Teacher(self.student)
 
     def hard_cells(self) -> int:
         """How many masked cells of a sample are chosen for their difficulty in the current epoch."""
@@ -85,7 +85,7 @@ class AnatoMask(SparK):
         generators = self.sample_generators(batch, generator)
         difficulty = self.rate(batch, generators)
         mask, hard = guided_mask(difficulty, self.masked, self.hard_cells(), generators)
-        return Hidden(mask, difficulty, hard)
+        return Hidden(mask, self.masked, difficulty, hard)
 
     def multiply_adds(self) -> dict[str, int]:
         """As SparK's, and the teacher's forward pass over all of its masks."""
@@ -124,7 +124,7 @@ class AnatoMask(SparK):
         # Those of a sample come one after the other; of the images, those of a mask do.
         mask = sample_masks(generators, self.grid, self.masked, image.device, masks)
         mask = mask.view(-1, masks, *self.grid).transpose(0, 1).flatten(0, 1)
-        predicted = self._reconstruct(self.teacher, images, mask)
+        predicted = self.cells_by(self.teacher, images, Hidden(mask, self.masked))
         hidden = mask.flatten(1)
         if counted is not None:
             counted = counted.repeat(masks, 1, 1)
@@ -133,28 +133,15 @@ class AnatoMask(SparK):
         total, rated = (t.view(masks, image.shape[0], -1).sum(0) for t in (found, hidden))
         return torch.where(rated > 0, total / rated.clamp_min(1), -torch.inf)
 
-    def update_teacher(self) -> None:
-        """Move the teacher towards the student; parameters and buffers alike."""
-        # Not AveragedModel.update_parameters: it asks the GPU twice whether this is the first update.
+    def teachers(self) -> tuple[tuple[Teacher, nn.Module, float], ...]:
+        """The teacher, which follows the student."""
         decay = ema_decay(self.current_epoch, self.length.epochs, self.config.ema_start, self.config.ema_end)
-        pairs = zip(_tensors(self.teacher.module), _tensors(self.student), strict=True)
-        averaged, current = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
-        get_ema_multi_avg_fn(decay)(  # type: ignore[no-untyped-call]
-            list(averaged), list(current), None
-        )
-        for counter, value in zip(_tensors(self.teacher.module), _tensors(self.student), strict=True):
-            if not counter.is_floating_point():
-                counter.copy_(value)
+        return ((self.teacher, self.student, decay),)
 
-    def log_values(self) -> dict[str, float]:
+    def log_values(self, hidden: Hidden) -> dict[str, float]:
         """As SparK's, with the share of the masked cells that were chosen for being hard."""
-        return {**super().log_values(), "hard_fraction": self.hard_cells() / self.masked}
+        return {**super().log_values(hidden), "hard_fraction": self.hard_cells() / self.masked}
 
     def choose_for_picture(self, batch: Batch, generator: torch.Generator) -> Hidden:
         """A guided mask also outside training, so that a picture shows the difficulty."""
         return self.choose_guided(batch, generator)
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, without gradient."""
-    return [t.detach() for t in (*module.parameters(), *module.buffers())]

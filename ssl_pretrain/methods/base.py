@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, cast
 
 import numpy as np
 import torch
@@ -16,13 +16,21 @@ from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.seeding import derive_seed, host_twin
 from ssl_pretrain.functional.views import Views
 from ssl_pretrain.methods.recipe import OptimizerConfig, build_optimizer, build_schedule, family_of
-from ssl_pretrain.networks.base import Backbone
+from ssl_pretrain.methods.teacher import Teacher
+from ssl_pretrain.networks.base import Backbone, Need
+from ssl_pretrain.networks.registry import NETWORKS
 
 TRAIN_STREAM, VALIDATION_STREAM = 1, 2
 """First element of the path from which the seeds of masks are derived."""
 
 SAMPLES = 2**31
 """Second element of the path to the seeds of samples: no number of a step, to which those of batches lead."""
+
+
+Needs = tuple[frozenset[Need], ...]
+"""What a method asks of a network: all of one of these sets."""
+
+Exports = Literal["encoder", "network"]
 
 
 class Batch(TypedDict, total=False):
@@ -114,16 +122,30 @@ class Method(LightningModule, ABC):
     """A pretext task around a Backbone.
 
     A subclass builds its heads in the constructor, and computes a loss in :meth:`forward`. It never reads files and
-    never knows nnU-Net.
+    never knows nnU-Net. All but :meth:`forward` and :attr:`trained` has a default; tests, documentation, benchmarks,
+    help and messages read what is declared here.
+
+    Attributes:
+        Config: its settings.
+        citations: what to cite.
+        needs: what it asks of a network.
+        exports: what of the network it trains: the encoder, or the decoder as well.
+        masks: whether it hides cells of the image.
+        fewest_cases: cases without which the pretext task makes no sense.
+        sample_views: crops of a sample.
     """
 
     Config: ClassVar[type[OptimizerConfig]]
     citations: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[Needs] = (frozenset({"decoder"}),)
+    exports: Exports = "network"
+    masks: ClassVar[bool] = False
     fewest_cases: ClassVar[int] = 1
-    """Cases without which the pretext task makes no sense."""
 
     def __init__(self, config: OptimizerConfig, setup: MethodSetup) -> None:
         super().__init__()
+        if not self.goes_with(setup.backbone.offers):
+            raise ValueError(self.refusal(setup.backbone))
         self.config = config
         self.recipe = config.recipe(family_of(setup.backbone), setup.length.epochs)
         self.backbone = setup.backbone
@@ -151,16 +173,66 @@ class Method(LightningModule, ABC):
     def trained(self) -> nn.Module:
         """The module whose parameters the optimiser updates."""
 
-    @abstractmethod
-    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
-        """What to draw of the first sample of a batch, as ``report.draw_picture`` takes it.
+    @classmethod
+    def goes_with(cls, offers: frozenset[Need]) -> bool:
+        """Whether it can pretrain a network that offers so much."""
+        return any(needed <= offers for needed in cls.needs)
 
-        Either the arrays of a masked reconstruction, or ``columns``: a tuple of :class:`Column`.
+    @classmethod
+    def refusal(cls, backbone: Backbone) -> str:
+        """Why it cannot pretrain a network: what it needs, what there is, and the networks that have it."""
+        wanted = ", or ".join(" and ".join(sorted(needed)) for needed in cls.needs)
+        networks = ", ".join(name for name, row in NETWORKS.items() if cls.goes_with(row.offers))
+        return (
+            f"{cls.__name__} needs a network with {wanted}; {type(backbone.network).__name__} has "
+            f"{' and '.join(sorted(backbone.offers))}. Use -network {networks}."
+        )
+
+    @property
+    def judged(self) -> nn.Module | None:
+        """The module whose answers say whether the network looks at the image; its output may be nested tensors.
+
+        At the end of a run each answer is replaced by the mean of its batch: where that costs nothing, nothing was
+        learned. None: the method cannot be judged so.
         """
+        return self.trained
 
-    @abstractmethod
+    def panels(self, batch: Batch, generator: torch.Generator) -> tuple[Column, ...]:  # noqa: ARG002
+        """Columns of a picture of the first sample of a batch; its crops, where a method has nothing else to show."""
+        crops = batch["image"][: self.sample_views.count]
+        return tuple(Column(f"crop {number}", "image", crop) for number, crop in enumerate(crops, 1))
+
     def describe(self) -> str:
-        """The pretext task in a few lines of text: mask grid, masked cells, widths."""
+        """The pretext task in a few lines of text: mask grid, masked cells, views, widths."""
+        views = self.sample_views
+        of = "one case" if views.together else "a case of its own each"
+        common = f", at least {views.overlap:.0%} of each axis in common" if views.overlap else ""
+        return f"views: {views.count} of {of}{common}" if views.count > 1 else "views: 1"
+
+    def probe(self, image: Tensor) -> None:
+        """A forward pass like that of a training step, of which ``--dry_run`` measures memory and multiply-adds.
+
+        Args:
+            image: (B, C, D, H, W) of a batch, perhaps on the ``meta`` device, where nothing can be drawn.
+        """
+        self.trained(image)
+
+    def embed(self, image: Tensor) -> Tensor | None:  # noqa: ARG002 - for those that do
+        """Embeddings (B, E) that the method compares, of crops (B, C, D, H, W); None where it has none.
+
+        They are watched for collapse, and the nearest neighbours of crops are drawn at the end.
+        """
+        return None
+
+    def teachers(self) -> Iterable[tuple[Teacher, nn.Module, float]]:
+        """Running averages, each with the network that it follows after every step, and its decay then."""
+        return ()
+
+    def gather(self, x: Tensor) -> tuple[Tensor, int]:
+        """Rows of all processes, with gradient: (N, …) -> (W·N, …), and the place where those of this one begin."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return x, 0
+        return cast("Tensor", self.all_gather(x, sync_grads=True)).flatten(0, 1), self.global_rank * len(x)
 
     def multiply_adds(self) -> dict[str, int]:
         """Multiply-adds of the forward pass of one batch by part of the method; empty where nobody counted."""
@@ -196,13 +268,15 @@ class Method(LightningModule, ABC):
         output: Output = self(self.seeded(batch, VALIDATION_STREAM), generator)
         return output.loss
 
-    def update_teacher(self) -> None:
+    def update_teachers(self) -> None:
         """Called after every optimiser step."""
+        for teacher, network, decay in self.teachers():
+            teacher.follow(network, decay)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning's step, then the teacher's: a checkpoint taken after a batch holds both."""
+        """Lightning's step, then the teachers': a checkpoint taken after a batch holds both."""
         super().optimizer_step(*args, **kwargs)
-        self.update_teacher()
+        self.update_teachers()
 
     def configure_optimizers(self) -> Any:
         """The optimiser of the recipe, and its schedule per step."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -62,7 +61,7 @@ class ModelsGenesis(Method):
         counted = (~apply_flips(batch["ignored"], flips)).to(squares.dtype).expand_as(squares)
         return Output((squares * counted).sum() / counted.sum().clamp_min(1), {})
 
-    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
+    def panels(self, batch: Batch, generator: torch.Generator) -> tuple[Column, ...]:
         """The batch's first crop, its corrupted copy, what the network makes of that, and how far off it is.
 
         Every corruption that can happen does: chance would leave the one crop that is shown in every epoch untouched.
@@ -73,13 +72,12 @@ class ModelsGenesis(Method):
         certain: dict[str, Any] = dict.fromkeys(possible, 1.0)
         corrupted = corrupt(image, own, replace(self.config, **certain))
         restored = self.network(corrupted).float()
-        columns = (
+        return (
             Column("original", "image", image[0]),
             Column("corrupted input", "image", corrupted[0]),
             Column("restored", "image", restored[0]),
             Column("absolute error", "error", (restored - image).abs()[0]),
         )
-        return {"columns": columns}
 
     def describe(self) -> str:
         """Probabilities of the corruptions as text."""

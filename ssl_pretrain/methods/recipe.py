@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from math import inf
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ class Recipe:
     clip: float
 
 
-DEFAULTS: dict[Family, dict[str, Any]] = {
+DEFAULTS: Mapping[Family, Mapping[str, Any]] = {
     "convolutional": {"optimizer": "sgd", "schedule": "poly", "lr": 1e-2, "weight_decay": 3e-5, "clip": 12.0},
     "transformer": {"optimizer": "adamw", "schedule": "poly", "lr": 3e-4, "weight_decay": 5e-2, "clip": 1.0},
 }
@@ -78,6 +78,9 @@ class OptimizerConfig:
         clip: norm to which the gradient is clipped.
         accumulate: batches whose gradients are averaged for one optimiser step.
     """
+
+    defaults: ClassVar[Mapping[Family, Mapping[str, Any]]] = DEFAULTS
+    """Published choices of the method by kind of network."""
 
     optimizer: Literal["auto", "adamw", "sgd"] = "auto"
     schedule: Literal["auto", "cosine", "poly"] = "auto"
@@ -115,13 +118,14 @@ class OptimizerConfig:
         warmup = self.warmup(family, epochs)
         if warmup > epochs:
             raise ValueError(f"warmup_epochs is {warmup:g}, but the run has {epochs} epochs (-epochs).")
-        chosen = {name: getattr(self, name) for name in DEFAULTS[family]}
+        published = self.defaults[family]
+        chosen = {name: getattr(self, name) for name in published}
         given = {name: value for name, value in chosen.items() if value not in (None, "auto")}
         # A learning rate belongs to its optimiser: SGD's would be thirty times too high for AdamW.
-        rates = {defaults["optimizer"]: defaults["lr"] for defaults in DEFAULTS.values()}
-        given.setdefault("lr", rates[given.get("optimizer", DEFAULTS[family]["optimizer"])])
+        rates = {defaults["optimizer"]: defaults["lr"] for defaults in self.defaults.values()}
+        given.setdefault("lr", rates[given.get("optimizer", published["optimizer"])])
         return Recipe(
-            **{**DEFAULTS[family], **given},
+            **{**published, **given},
             betas=self.betas or BETAS[family],
             momentum=self.momentum,
             warmup_epochs=warmup,

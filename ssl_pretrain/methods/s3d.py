@@ -6,25 +6,21 @@ voxels, mask token, 3×3×3 convolution but for the finest map. The decoder reco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ssl_pretrain.functional.geometry import Triple, check_cell, check_patch, default_cell, grid_of
-from ssl_pretrain.functional.losses import masked_mean, squared_errors
-from ssl_pretrain.functional.masking import count_masked, sample_masks
-from ssl_pretrain.functional.patches import to_cells
+from ssl_pretrain.functional.geometry import Triple, check_cell, check_patch, default_cell
+from ssl_pretrain.functional.masking import count_masked
 from ssl_pretrain.functional.seeding import host_twin
-from ssl_pretrain.methods.base import Batch, MethodSetup, Output, first_of
+from ssl_pretrain.methods.base import MethodSetup, Needs
 from ssl_pretrain.methods.dense import train_only_used
 from ssl_pretrain.methods.light_decoder import Densify
-from ssl_pretrain.methods.mae import hide
 from ssl_pretrain.methods.masked_network import MaskedNetwork
-from ssl_pretrain.methods.spark import refuse_tokens
 from ssl_pretrain.methods.sparse_method import SparseConfig, SparseMethod
 from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.masked import SparseMap
@@ -59,6 +55,7 @@ class S3D(SparseMethod):
 
     Config: ClassVar[type[S3DConfig]] = S3DConfig
     config: S3DConfig
+    needs: ClassVar[Needs] = (frozenset({"convolutions", "decoder"}),)
     decoder_norm = "instance"
     citations: ClassVar[tuple[str, ...]] = (
         "Wald, T. et al. Revisiting MAE pre-training for 3D medical image segmentation. CVPR 2025, arXiv:2410.23132.",
@@ -69,13 +66,13 @@ class S3D(SparseMethod):
     def __init__(self, config: S3DConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
         backbone = setup.backbone
-        refuse_tokens("S3D", backbone)
         strides = [m.stride for m in backbone.feature_maps]
         check_patch(self.patch, strides[-1])
-        self.cell = config.mask_cell or default_cell(self.patch, strides)
-        check_cell(self.cell, self.patch, strides)
-        self.grid = grid_of(self.patch, self.cell)
-        self.masked, self.most_masked = (count_masked(prod(self.grid), ratio) for ratio in config.mask_ratio)
+        cell = config.mask_cell or default_cell(self.patch, strides)
+        check_cell(cell, self.patch, strides)
+        fewest, most = config.mask_ratio
+        self.set_cells(cell, fewest)
+        self.most_masked = count_masked(prod(self.grid), most)
         self.student = S3DNetwork(backbone, self.cell, config.checkpointing)
 
     def networks(self) -> Sequence[MaskedNetwork]:
@@ -94,31 +91,6 @@ class S3D(SparseMethod):
         """
         ratio = host_twin(generator).uniform(*self.config.mask_ratio)
         return min(max(count_masked(prod(self.grid), float(ratio)), self.masked), self.most_masked)
-
-    def forward(self, batch: Batch, generator: torch.Generator) -> Output:
-        """Mean squared error of the masked voxels that count."""
-        image = batch["image"]
-        count = self.draw_count(generator)
-        mask = sample_masks(self.sample_generators(batch, generator), self.grid, count, image.device)
-        prediction = self.student(image, mask, prod(self.grid) - count).float()
-        ignored = batch.get("ignored")
-        counted = None if ignored is None else to_cells((~ignored).float().expand_as(image), self.cell)
-        errors = squared_errors(to_cells(prediction, self.cell), to_cells(image, self.cell), counted)
-        return Output(masked_mean(errors, mask.flatten(1), counted), {"masked_fraction": count / prod(self.grid)})
-
-    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
-        """Input, masked input and reconstruction of the batch's first crop."""
-        first = first_of(batch)
-        image = first["image"]
-        count = self.draw_count(generator)
-        mask = sample_masks(self.sample_generators(first, generator), self.grid, count, image.device)
-        arrays = {
-            "image": image,
-            "masked_input": hide(image, mask[:, None]),
-            "reconstruction": self.student(image, mask, prod(self.grid) - count).float(),
-            "mask": mask,
-        }
-        return {**{name: array[0].detach().cpu() for name, array in arrays.items()}, "cell": self.cell}
 
     def describe(self) -> str:
         """Mask grid and masked cells as text."""

@@ -6,20 +6,19 @@ which cell it is to predict; all tokens run through the encoder, and a light hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from ssl_pretrain.functional.losses import absolute_errors, masked_mean, squared_errors
-from ssl_pretrain.functional.masking import count_masked, sample_masks
-from ssl_pretrain.functional.patches import from_cells, to_cells
-from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output, first_of
+from ssl_pretrain.functional.losses import absolute_errors, squared_errors
+from ssl_pretrain.functional.patches import to_cells
+from ssl_pretrain.methods.base import Exports, MethodSetup, Needs
 from ssl_pretrain.methods.dense import train_only_used
-from ssl_pretrain.methods.mae import TOKEN_STD, hide
+from ssl_pretrain.methods.mae import TOKEN_STD
+from ssl_pretrain.methods.masking import Hidden, MaskedMethod, check_ratio
 from ssl_pretrain.methods.recipe import OptimizerConfig
 from ssl_pretrain.networks.primus import PrimusBackbone
 from ssl_pretrain.networks.tokens import TokenBackbone
@@ -45,68 +44,39 @@ class SimMIMConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mask_ratio is not None and not 0.0 < self.mask_ratio < 1.0:
-            raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {self.mask_ratio}.")
+        check_ratio(self.mask_ratio)
 
 
-class SimMIM(Method):
+class SimMIM(MaskedMethod):
     """Masked image modelling with a mask token; for transformers."""
 
     Config: ClassVar[type[SimMIMConfig]] = SimMIMConfig
     config: SimMIMConfig
+    needs: ClassVar[Needs] = (frozenset({"tokens"}),)
+    exports: Exports = "encoder"
     citations: ClassVar[tuple[str, ...]] = (
         "Xie, Z. et al. SimMIM: A Simple Framework for Masked Image Modeling. CVPR 2022, arXiv:2111.09886.",
     )
 
     def __init__(self, config: SimMIMConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
-        backbone = setup.backbone
-        if not isinstance(backbone, TokenBackbone):
-            raise ValueError(
-                "SimMIM replaces tokens, so it needs a transformer: use -network PrimusS, PrimusB, PrimusM, PrimusL or "
-                "ViT_B16, or -m MAE, S3D, SparK or AnatoMask with this network."
-            )
+        backbone = cast("TokenBackbone", setup.backbone)
         published = PRIMUS if isinstance(backbone, PrimusBackbone) else VIT
-        self.cell, self.grid = backbone.token, backbone.token_grid
         ratio = config.mask_ratio if config.mask_ratio is not None else cast("float", published["mask_ratio"])
-        self.error = published["error"] if config.error == "auto" else config.error
-        self.masked = count_masked(prod(self.grid), ratio)
+        self.set_cells(backbone.token, ratio)
+        error = published["error"] if config.error == "auto" else config.error
+        self.errors = absolute_errors if error == "l1" else squared_errors
         self.network = SimMIMNetwork(backbone, config.drop_path)
+        self.exports = "network" if self.network.own_decoder else "encoder"
 
     @property
     def trained(self) -> nn.Module:
         """Encoder, mask token and head."""
         return self.network
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Output:
-        """Error of the masked voxels that count."""
-        image = batch["image"]
-        mask = sample_masks(self.sample_generators(batch, generator), self.grid, self.masked, image.device)
-        ignored = batch.get("ignored")
-        counted = None if ignored is None else to_cells((~ignored).float().expand_as(image), self.cell)
-        errors_of = absolute_errors if self.error == "l1" else squared_errors
-        errors = errors_of(self.network(image, mask).float(), to_cells(image, self.cell), counted)
-        log = {"masked_fraction": self.masked / prod(self.grid)}
-        return Output(masked_mean(errors, mask.flatten(1), counted), log)
-
-    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
-        """Input, masked input and reconstruction of the batch's first crop."""
-        first = first_of(batch)
-        image = first["image"]
-        mask = sample_masks(self.sample_generators(first, generator), self.grid, self.masked, image.device)
-        arrays = {
-            "image": image,
-            "masked_input": hide(image, mask[:, None]),
-            "reconstruction": from_cells(self.network(image, mask).float(), self.cell, self.grid),
-            "mask": mask,
-        }
-        return {**{name: array[0].detach().cpu() for name, array in arrays.items()}, "cell": self.cell}
-
-    def describe(self) -> str:
-        """Token grid and masked tokens as text."""
-        cells = prod(self.grid)
-        share = self.masked / cells
-        return f"mask: tokens of {self.cell} voxels, grid {self.grid}, {self.masked} of {cells} masked ({share:.1%})"
+    def predict(self, image: Tensor, hidden: Hidden) -> Tensor:
+        """See :meth:`MaskedMethod.predict`."""
+        return cast("Tensor", self.network(image, hidden.mask).float())
 
 
 class SimMIMNetwork(nn.Module):
@@ -131,12 +101,11 @@ class SimMIMNetwork(nn.Module):
             self.head = nn.Linear(backbone.width, prod(backbone.token) * backbone.input_channels)
         train_only_used(backbone, self.head, drop_path, decoder=self.own_decoder)
 
-    def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Image (B, C, D, H, W) and mask (B, *grid), True where masked -> cells (B, L, V)."""
         backbone = self.backbone
         tokens = backbone.embed(image)
-        if mask is not None:
-            tokens = torch.where(mask.flatten(1).unsqueeze(2), self.mask_token.to(tokens.dtype), tokens)
+        tokens = torch.where(mask.flatten(1).unsqueeze(2), self.mask_token.to(tokens.dtype), tokens)
         features = backbone.encode_tokens(tokens)
         if not self.own_decoder:
             return cast("Tensor", self.head(features))

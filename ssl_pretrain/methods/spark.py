@@ -6,26 +6,21 @@ with mask tokens, and a light decoder reconstructs the hidden cells in their own
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ssl_pretrain.functional.geometry import Triple, check_cell, check_patch, default_cell, grid_of
-from ssl_pretrain.functional.losses import cell_errors, cell_statistics, masked_mean
-from ssl_pretrain.functional.masking import count_masked, repeat_to, sample_masks
-from ssl_pretrain.functional.patches import from_cells, to_cells
-from ssl_pretrain.methods.base import Batch, MethodSetup, Output, first_of
+from ssl_pretrain.functional.geometry import Triple, check_cell, check_patch, default_cell
+from ssl_pretrain.functional.losses import cell_errors
+from ssl_pretrain.methods.base import Exports, MethodSetup
 from ssl_pretrain.methods.dense import freeze_all_but
 from ssl_pretrain.methods.light_decoder import DecoderKind, Norm
+from ssl_pretrain.methods.masking import check_ratio
 from ssl_pretrain.methods.recipe import Family
 from ssl_pretrain.methods.spark_network import SparKNetwork
 from ssl_pretrain.methods.sparse_method import SparseConfig, SparseMethod
-from ssl_pretrain.networks.base import Backbone
-from ssl_pretrain.networks.tokens import TokenBackbone
 
 SMALLEST_BATCH_FOR_BATCH_NORM = 4
 
@@ -61,8 +56,7 @@ class SparKConfig(SparseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.mask_ratio < 1.0:
-            raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {self.mask_ratio}.")
+        check_ratio(self.mask_ratio)
         if self.decoder_width is not None and self.decoder_width < 1:
             raise ValueError(f"decoder_width must be at least 1, got {self.decoder_width}.")
 
@@ -72,25 +66,13 @@ class SparKConfig(SparseConfig):
         return short if self.warmup_epochs is None else super().warmup(family, epochs)
 
 
-class Hidden(NamedTuple):
-    """Which cells a forward pass hides.
-
-    Attributes:
-        mask: boolean (B, *grid), True where masked.
-        difficulty: (B, *grid) rating that led to the mask, ``-inf`` where nobody rated; None for a random mask.
-        hard: boolean (B, *grid), masked for being hard; None for a random mask.
-    """
-
-    mask: Tensor
-    difficulty: Tensor | None = None
-    hard: Tensor | None = None
-
-
 class SparK(SparseMethod):
     """SparK in 3-D: random masks, one student."""
 
     Config: ClassVar[type[SparKConfig]] = SparKConfig
     config: SparKConfig
+    exports: Exports = "encoder"
+    errors = staticmethod(cell_errors)
     citations: ClassVar[tuple[str, ...]] = (
         "Tian, K. et al. Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling. "
         "ICLR 2023, arXiv:2301.03580.",
@@ -98,18 +80,14 @@ class SparK(SparseMethod):
 
     def __init__(self, config: SparKConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
-        refuse_tokens(type(self).__name__, setup.backbone)
         encoder, maps = setup.backbone.truncated(config.stages)
         strides = [m.stride for m in maps]
         check_patch(self.patch, setup.backbone.feature_maps[-1].stride)
-        self.cell = config.mask_cell or default_cell(self.patch, strides)
-        check_cell(self.cell, self.patch, strides)
-        if prod(self.cell) * setup.backbone.input_channels < 2:
-            raise ValueError(
-                f"Mask cell {self.cell} is a single number, which has no variance. Choose a larger -mask_cell."
-            )
-        self.grid = grid_of(self.patch, self.cell)
-        self.masked = count_masked(prod(self.grid), config.mask_ratio)
+        cell = config.mask_cell or default_cell(self.patch, strides)
+        check_cell(cell, self.patch, strides)
+        if prod(cell) * setup.backbone.input_channels < 2:
+            raise ValueError(f"Mask cell {cell} is a single number, which has no variance. Choose a larger -mask_cell.")
+        self.set_cells(cell, config.mask_ratio)
         self.decoder_norm = _decoder_norm(config, setup)
         self.student = SparKNetwork(
             encoder,
@@ -132,75 +110,12 @@ class SparK(SparseMethod):
         """The student: encoder, densification and decoder."""
         return self.student
 
-    def choose(self, batch: Batch, generator: torch.Generator) -> Hidden:
-        """Which cells to hide from the student: a random mask."""
-        generators = self.sample_generators(batch, generator)
-        return Hidden(sample_masks(generators, self.grid, self.masked, batch["image"].device))
-
-    def forward(self, batch: Batch, generator: torch.Generator) -> Output:
-        """Reconstruction error of the masked cells, in each cell's normalised space."""
-        image, counted = batch["image"], self.counted(batch)
-        hidden = self.choose(batch, generator)
-        errors = cell_errors(self._reconstruct(self.student, image, hidden.mask), to_cells(image, self.cell), counted)
-        return Output(masked_mean(errors, hidden.mask.flatten(1), counted), self.log_values())
-
-    def counted(self, batch: Batch) -> Tensor | None:
-        """(B, L, V): 1 for the voxels of each cell that count, 0 for those to be ignored; None where all count."""
-        ignored = batch.get("ignored")
-        return None if ignored is None else to_cells((~ignored).float().expand_as(batch["image"]), self.cell)
-
-    def log_values(self) -> dict[str, float]:
-        """Scalars to show beside the loss."""
-        return {"masked_fraction": self.masked / prod(self.grid)}
-
-    def choose_for_picture(self, batch: Batch, generator: torch.Generator) -> Hidden:
-        """Which cells to hide in a picture, and the reason where there is one."""
-        return self.choose(batch, generator)
-
-    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
-        """Input, masked input and reconstruction (back in intensities) of the batch's first crop."""
-        first = first_of(batch)
-        image = first["image"]
-        hidden = self.choose_for_picture(first, generator)
-        mean, std = cell_statistics(to_cells(image, self.cell), self.counted(first))
-        predicted = self._reconstruct(self.student, image, hidden.mask) * std + mean
-        visible = ~repeat_to(hidden.mask, self.patch).unsqueeze(1)
-        arrays: dict[str, Tensor | None] = {
-            "image": image,
-            "masked_input": image * visible,
-            "reconstruction": from_cells(predicted, self.cell, self.grid),
-            "mask": hidden.mask,
-            "difficulty": None if hidden.difficulty is None else _unrated_to_nan(hidden.difficulty),
-            "hard": hidden.hard,
-        }
-        shown = {name: None if a is None else a[0].detach().cpu() for name, a in arrays.items()}
-        return {**shown, "cell": self.cell}
-
     def describe(self) -> str:
         """Mask grid, masked cells and decoder widths as text."""
-        cells = prod(self.grid)
         return (
-            f"mask: cells of {self.cell} voxels, grid {self.grid}, {self.masked} of {cells} masked "
-            f"({self.masked / cells:.1%})\n"
+            f"{super().describe()}\n"
             f"decoder: {len(self.student.decoder.blocks)} blocks, widths {self.student.decoder.widths}, "
             f"{len(self.student.densify)} feature maps densified"
-        )
-
-    def _reconstruct(self, network: nn.Module, image: Tensor, mask: Tensor) -> Tensor:
-        """Predicted cells (B, L, V), float32, in the normalised space."""
-        return to_cells(network(image, mask, prod(self.grid) - self.masked).float(), self.cell)
-
-
-def refuse_tokens(method: str, backbone: Backbone) -> None:
-    """Refuse a transformer, in which there is nothing to convolve sparsely.
-
-    Raises:
-        ValueError: names the methods that go with it.
-    """
-    if isinstance(backbone, TokenBackbone):
-        raise ValueError(
-            f"{method} needs a convolutional network (plans, ResEncM, ResEncL, ResEncXL, STUNet_*, or your own). With "
-            "a transformer use -m MAE (Primus), SimMIM, ModelsGenesis or VolumeFusion."
         )
 
 
@@ -208,7 +123,3 @@ def _decoder_norm(config: SparKConfig, setup: MethodSetup) -> Norm:
     if config.decoder_norm != "auto":
         return config.decoder_norm
     return "batch" if setup.length.batch_size >= SMALLEST_BATCH_FOR_BATCH_NORM else "instance"
-
-
-def _unrated_to_nan(difficulty: Tensor) -> Tensor:
-    return difficulty.masked_fill(difficulty.isinf(), float("nan"))

@@ -7,15 +7,26 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
 
-from ssl_pretrain.methods.base import Method
+from ssl_pretrain.methods.base import Needs
 from ssl_pretrain.methods.cost import count_multiply_adds
 from ssl_pretrain.methods.light_decoder import Norm
 from ssl_pretrain.methods.masked_network import MaskedNetwork
+from ssl_pretrain.methods.masking import Hidden, MaskedMethod
 from ssl_pretrain.methods.recipe import OptimizerConfig
-from ssl_pretrain.methods.tuning import Context, MemoryFormat, choose_backend, memory_format_of, use_backend
+from ssl_pretrain.methods.tuning import (
+    Context,
+    MemoryFormat,
+    choose_backend,
+    expected_packed_stages,
+    memory_format_of,
+    use_backend,
+)
 from ssl_pretrain.networks.backends import Backend, Choice
 
 log = logging.getLogger("ssl_pretrain")
@@ -42,21 +53,34 @@ class SparseConfig(OptimizerConfig):
     checkpointing: bool = False
 
 
-class SparseMethod(Method):
+class SparseMethod(MaskedMethod):
     """A method whose encoder sees visible cells only.
 
     Attributes:
-        masked: masked cells of a sample; where that changes from batch to batch, the fewest.
         decoder_norm: of the decoder.
     """
 
     config: SparseConfig
-    masked: int
+    needs: ClassVar[Needs] = (frozenset({"convolutions"}),)
     decoder_norm: Norm
 
     @abstractmethod
     def networks(self) -> Sequence[MaskedNetwork]:
         """Every network that reconstructs images, the trained one first."""
+
+    def cells_by(self, network: nn.Module, image: Tensor, hidden: Hidden) -> Tensor:
+        """Predicted cells (B, L, V), float32, of one of the networks."""
+        return self.split(network(image, hidden.mask, prod(self.grid) - hidden.masked).float())
+
+    def predict(self, image: Tensor, hidden: Hidden) -> Tensor:
+        """See :meth:`MaskedMethod.predict`."""
+        return self.cells_by(self.networks()[0], image, hidden)
+
+    def probe(self, image: Tensor) -> None:
+        """As it will probably run: which stages leave masked voxels out is decided on the device."""
+        student = self.networks()[0]
+        student.packed_stages = expected_packed_stages(student, self.config.sparse, image, self.masked)
+        super().probe(image)
 
     def on_fit_start(self) -> None:
         """Lightning calls this when the module is on its device."""

@@ -5,9 +5,8 @@ The only method here whose pretext task is a segmentation, so that the decoder l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,17 +76,20 @@ class VolumeFusion(Method):
         fused = [fuse(foreground[None], background[None], own, self.config) for foreground, background, own in rows]
         return Fused(*(torch.cat(parts) for parts in zip(*fused, strict=True)))
 
-    def pictures(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Any]:
+    def panels(self, batch: Batch, generator: torch.Generator) -> tuple[Column, ...]:
         """The batch's first foreground, what it is fused to, and the class of each voxel: true and predicted."""
         fused, labels = self.fuse(batch, generator)
         classes = self.config.classes
-        columns = (
+        return (
             Column("foreground", "image", batch["image"][0]),
             Column("fused input", "image", fused[0]),
             Column("label", "classes", labels[:1], classes),
             Column("predicted label", "classes", self.network(fused[:1]).argmax(1), classes),
         )
-        return {"columns": columns}
+
+    def probe(self, image: Tensor) -> None:
+        """A forward pass of as many images as two crops each are fused to."""
+        self.network(halves(image)[0])
 
     def describe(self) -> str:
         """Classes and boxes as text."""

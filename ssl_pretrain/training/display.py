@@ -110,11 +110,11 @@ class Pictures(Callback):
         batch = self._fixed_sample(trainer, method)
         with torch.no_grad():
             seeded = method.seeded(batch, VALIDATION_STREAM, PICTURE)
-            arrays = method.pictures(seeded, method.generator_for(VALIDATION_STREAM, PICTURE))
+            columns = method.panels(seeded, method.generator_for(VALIDATION_STREAM, PICTURE))
         title = f"{type(method).__name__}, epoch {epoch}, {', '.join(batch['case'])}"
         try:
             self.folder.mkdir(exist_ok=True)
-            draw_picture(self.folder / f"epoch_{epoch:04d}.png", arrays, title=title, spacing=self.spacing)
+            draw_picture(self.folder / f"epoch_{epoch:04d}.png", columns, title=title, spacing=self.spacing)
         except OSError as error:
             log.warning("No picture of epoch %d: %s", epoch, error)
 

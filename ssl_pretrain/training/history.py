@@ -30,6 +30,10 @@ class History(Callback):
         folder: where ``metrics.csv`` and ``progress.png`` go.
         batch_size: samples per step over all devices.
         show_every: steps between two looks at the loss in the progress bar; each waits for the GPU.
+
+    Attributes:
+        rows: one per finished epoch.
+        extra: more numbers for the row of the running epoch, from whoever measures them.
     """
 
     def __init__(self, folder: Path, batch_size: int, show_every: int = 1) -> None:
@@ -40,6 +44,7 @@ class History(Callback):
         self._batch_ends: tuple[float, float, int] | None = None
         self.batch_size = batch_size
         self.rows: list[dict[str, float]] = []
+        self.extra: dict[str, float] = {}
         self._running: Trainer | None = None
         self._train, self._validation = LossMean(), LossMean()
         self._log: Mapping[str, float] = {}
@@ -116,8 +121,10 @@ class History(Callback):
             "images_per_second": images / seconds,
             "epoch_seconds": seconds,
             **self._log,
+            **self.extra,
         }
         self.rows.append(row)
+        self.extra = {}
         self._train, self._seconds = LossMean(), 0.0
         now = time.perf_counter()
         self._walls, self._wall_started = [*self._walls, now - self._wall_started], now

@@ -38,7 +38,7 @@ from ssl_pretrain.training.fine_tuning import finetune_command, write_plans
 from ssl_pretrain.training.guards import FiniteLoss, PreemptedError, StopSignal, ctrl_c_is_no_exit
 from ssl_pretrain.training.history import History
 from ssl_pretrain.training.log_files import LogFile, TensorBoard, silent_writers
-from ssl_pretrain.training.plateau import JUDGED_FROM, Plateau
+from ssl_pretrain.training.plateau import JUDGED_FROM, Collapse, Plateau
 from ssl_pretrain.training.prepare import Run, find, output_folder, prepare
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 
@@ -106,7 +106,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, trust_plans: bool 
         with _log_file(run.folder), silent_writers(), plain_words(config, run.folder):
             # Before training: a plans file that contradicts must not be found out after a thousand epochs.
             plans_file = write_plans(run)
-            history, plateau = _fit(run, checkpoint)
+            history, plateau, collapse = _fit(run, checkpoint)
             final = run.folder / FINAL
             if process_rank() == 0 and not final.is_file():
                 raise ValueError(
@@ -114,7 +114,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, trust_plans: bool 
                     f"{continue_with(run.folder)}"
                 )
             command = finetune_command(run, final, plans_file)
-            warn_if_flat(run, plateau)
+            warn_if_flat(run, plateau, collapse)
             log.info("Finished: %s", final)
     return Result(run.folder, final, history.rows, command)
 
@@ -172,14 +172,15 @@ def cases_of(run: Run) -> dict[str, list[str]]:
     return {"train": run.cases.train.names, "validation": run.cases.validation.names}
 
 
-def _fit(run: Run, checkpoint: Path | None) -> tuple[History, Plateau]:
+def _fit(run: Run, checkpoint: Path | None) -> tuple[History, Plateau, Collapse]:
     config = run.config
     devices = config.num_gpus * config.num_nodes
     show_every = 10 if config.device == "cuda" else 1
     history = History(run.folder, run.method.length.batch_size * devices, show_every)
     finite = FiniteLoss(run.folder, show_every)
-    plateau = Plateau()
+    plateau, collapse = Plateau(), Collapse(history)
     callbacks: list[Any] = [
+        collapse,
         history,
         finite,
         plateau,
@@ -199,7 +200,7 @@ def _fit(run: Run, checkpoint: Path | None) -> tuple[History, Plateau]:
     if trainer.is_global_zero and len(history.rows) == config.epochs and not (run.folder / FINAL).exists():
         # The run was complete but for this file: continuing it takes no step, and so ends no training.
         callbacks[-1].save_final()
-    return history, plateau
+    return history, plateau, collapse
 
 
 def build_trainer(config: PretrainConfig, run: Run, callbacks: list[Any]) -> Trainer:
@@ -282,19 +283,29 @@ def log_start(run: Run, checkpoint: Path | None) -> None:
     log.info("%s %s", "continuing from" if checkpoint else "results go to", checkpoint or run.folder)
 
 
-def warn_if_flat(run: Run, plateau: Plateau) -> None:
+def warn_if_flat(run: Run, plateau: Plateau, collapse: Collapse) -> None:
     """Say so if the network has not learned to look at the image."""
-    if plateau.losses is None or run.config.epochs < JUDGED_FROM or not plateau.is_flat():
+    if run.config.epochs < JUDGED_FROM:
         return
     adamw = "" if run.method.recipe.optimizer == "adamw" else " or -optimizer adamw"
-    log.warning(
-        "The network has hardly learned to look at the image: its validation loss is %.4g, and %.4g with every answer "
-        "replaced by the mean answer. Such weights may do harm. Look at %s and the pictures beside it; train longer, "
-        "or try another -lr%s.",
-        *plateau.losses,
-        run.folder / "progress.png",
-        adamw,
-    )
+    if collapse.has_collapsed():
+        log.warning(
+            "The embeddings have collapsed: those of all validation crops are nearly the same, or lie on a line "
+            "(effective rank %.3g, uniformity %.3g; metrics.csv has them of every epoch). Such weights may do harm. "
+            "Train longer, with larger batches, or try another -lr%s.",
+            collapse.rank,
+            collapse.uniformity,
+            adamw,
+        )
+    elif plateau.losses is not None and plateau.is_flat():
+        log.warning(
+            "The network has hardly learned to look at the image: its validation loss is %.4g, and %.4g with every "
+            "answer replaced by the mean answer. Such weights may do harm. Look at %s and the pictures beside it; train "
+            "longer, or try another -lr%s.",
+            *plateau.losses,
+            run.folder / "progress.png",
+            adamw,
+        )
 
 
 def process_rank() -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from architectures import STRIDES, architecture
 
 from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, RunLength, build_method
-from ssl_pretrain.networks import NETWORKS, build_backbone
+from ssl_pretrain.networks import NETWORKS, Backbone, build_backbone
+from ssl_pretrain.networks.base import Need
 
 SMALL: dict[str, dict[str, int]] = {
     "ResEnc": {"width": 4, "widest": 16, "depth": 1},
@@ -42,18 +43,22 @@ def build(
 ) -> Method:
     """A method on a small network, with plans of anisotropic strides."""
     torch.manual_seed(0)
-    patch = patch_of(network)
-    settings = next((size for start, size in SMALL.items() if network.startswith(start)), {})
-    backbone = build_backbone(
+    setup = MethodSetup(
+        backbone=backbone_of(network, channels, strides), patch=patch_of(network), length=RunLength(10, 5, 2), seed=1
+    )
+    return build_method(method, METHODS[method].Config(**config), setup)
+
+
+def backbone_of(network: str, channels: int = CHANNELS, strides: str = "anisotropic") -> Backbone:
+    """A small network."""
+    return build_backbone(
         network,
         architecture=architecture("plain", STRIDES[strides]),
         input_channels=channels,
         num_classes=3,
-        patch=patch,
-        settings=settings,
+        patch=patch_of(network),
+        settings=next((size for start, size in SMALL.items() if network.startswith(start)), {}),
     )
-    made = METHODS[method].Config(**config)
-    return build_method(method, made, MethodSetup(backbone=backbone, patch=patch, length=RunLength(10, 5, 2), seed=1))
 
 
 def batch_for(method: Method, size: int = 2, seed: int = 0) -> Batch:
@@ -64,7 +69,11 @@ def batch_for(method: Method, size: int = 2, seed: int = 0) -> Batch:
     coarse = torch.randn(count, channels, *(p // 4 for p in method.patch), generator=generator)
     image = torch.nn.functional.interpolate(coarse, size=method.patch, mode="trilinear")
     image = image + 0.1 * torch.randn(image.shape, generator=generator)
-    return {"image": image, "case": [str(i) for i in range(count)], "index": list(range(count))}
+    return {
+        "image": image,
+        "case": [str(i // method.sample_views.count) for i in range(count)],
+        "index": list(range(count)),
+    }
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -78,10 +87,16 @@ def cells() -> list[tuple[str, str]]:
 
 
 def goes_together(method: str, network: str) -> bool:
-    """As the table of the README says; a test compares it with what the methods accept."""
-    if network.startswith(("Primus", "ViT")):
-        return method in TRANSFORMERS and not (method == "MAE" and network.startswith("ViT"))
-    return method != "SimMIM"
+    """As method and network declare; a test compares it with what the methods accept."""
+    return METHODS[method].goes_with(offers_of(network))
 
 
-TRANSFORMERS = ("MAE", "SimMIM", "ModelsGenesis", "VolumeFusion")
+@cache
+def offers_of(network: str) -> frozenset[Need]:
+    """What methods may ask of a network."""
+    return backbone_of(network).offers
+
+
+def network_for(method: str) -> str:
+    """The first network that a method can pretrain."""
+    return next(network for network in families() if goes_together(method, network))

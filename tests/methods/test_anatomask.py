@@ -92,7 +92,7 @@ def test_the_teacher_moves_by_one_minus_the_decay_buffers_included(epoch, monkey
         for parameter in method.student.parameters():
             parameter.add_(1.0)
     method.student(image(), random_mask(2, method.grid, method.masked, generator()))  # running statistics move
-    method.update_teacher()
+    method.update_teachers()
     decay = ema_decay(epoch, 10)
     for key, value in method.teacher.module.state_dict().items():
         student = method.student.state_dict()[key]
@@ -121,10 +121,11 @@ def test_validation_masks_are_random_and_repeatable():
 def test_the_picture_shows_difficulty_and_hard_cells(monkeypatch):
     method = anatomask().eval()
     at_epoch(method, 8, monkeypatch)
-    arrays = method.pictures({"image": image(), "case": ["a"], "index": [0]}, generator())
-    assert arrays["hard"].sum() == count_hard(method.masked, 8, 10)
-    assert torch.isnan(arrays["difficulty"]).any()
-    assert not torch.isinf(arrays["difficulty"]).any()
+    *_, rating = method.panels({"image": image(), "case": ["a"], "index": [0]}, generator())
+    assert rating.kind == "rating"
+    assert rating.outlined.sum() == count_hard(method.masked, 8, 10)
+    assert torch.isnan(rating.values).any()
+    assert not torch.isinf(rating.values).any()
 
 
 def test_the_log_says_how_many_cells_were_chosen_for_being_hard(monkeypatch):
@@ -158,7 +159,7 @@ def test_the_target_in_ignored_voxels_has_no_influence_on_the_loss(monkeypatch):
     """The prediction is held still: the network itself does see a voxel that is ignored, where it is not masked."""
     method, batch = anatomask(), batch_with_ignored()
     predicted = torch.randn(2, 64, 64, generator=generator(3))
-    monkeypatch.setattr(method, "_reconstruct", lambda network, images, mask: predicted)
+    monkeypatch.setattr(method, "cells_by", lambda network, images, hidden: predicted)
     plain = method(batch, generator()).loss
     octant = {**batch, "image": torch.where(batch["ignored"], 50.0, batch["image"])}
     elsewhere = {**batch, "image": torch.where(batch["ignored"], batch["image"], batch["image"] ** 3)}
@@ -173,4 +174,4 @@ def test_a_cell_without_a_voxel_that_counts_is_never_hard(monkeypatch):
     assert hidden.difficulty[:, :2, :2, :2].isinf().all()
     assert not hidden.hard[:, :2, :2, :2].any()
     assert hidden.hard.any()
-    assert set(method.pictures(batch, generator())) >= {"image", "reconstruction", "mask"}
+    assert len(method.panels(batch, generator())) == 5

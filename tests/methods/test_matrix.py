@@ -1,21 +1,24 @@
 """What must hold for every method on every network."""
 
+import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from cells import batch_for, build, cells, families, generator, goes_together
+from cells import CHANNELS, batch_for, build, cells, families, generator, goes_together
 from drift import DRIFT, measure
 
 from ssl_pretrain.functional.masking import repeat_to
 from ssl_pretrain.methods import METHODS
 from ssl_pretrain.methods.recipe import build_optimizer
+from ssl_pretrain.report.pictures import draw_picture
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 from ssl_pretrain.transfer.load import load_pretrained
 
 CELLS = cells()
-MASKED = [(method, network) for method, network in CELLS if method not in ("ModelsGenesis", "VolumeFusion")]
+MASKED = [(method, network) for method, network in CELLS if METHODS[method].masks]
 
 
 @pytest.mark.parametrize(("method", "network"), CELLS)
@@ -73,46 +76,28 @@ def test_what_does_not_go_together_says_what_does(method, network):
     if goes_together(method, network):
         assert build(method, network).trained is not None
         return
-    with pytest.raises(ValueError, match=r"(?s)transformer.*-m|-m MAE|use -network Primus|PrimusS"):
+    needed = "|".join(word for words in METHODS[method].needs for word in words)
+    with pytest.raises(ValueError) as refused:
         build(method, network)
-
-
-def network_of(made):
-    """The module that reconstructs, and how it is given image and mask."""
-    if hasattr(made, "student"):
-        return made.student, lambda module, image, mask: module(image, mask)
-    if type(made).__name__ == "MAE":
-        return made.network, lambda module, image, mask: module(image, mask if mask.ndim == 5 else mask[:, None])
-    return made.network, lambda module, image, mask: module(image, mask)
-
-
-def drawn_mask(made, batch, monkeypatch):
-    """The mask of a forward pass, boolean (B, *grid), and the loss with a prediction held still."""
-    module, _ = network_of(made)
-    seen = []
-    fixed = {}
-
-    def still(image, mask=None, *_):
-        seen.append(mask if mask.ndim == 4 else mask[:, 0])
-        if "out" not in fixed:
-            with torch.no_grad():
-                shape = original(image, mask, *_).shape
-            fixed["out"] = torch.randn(shape, generator=generator(9))
-        return fixed["out"]
-
-    original = module.forward
-    monkeypatch.setattr(module, "forward", still)
-    loss = made(batch, generator(3)).loss
-    return seen[-1], loss
+    said = str(refused.value)
+    assert re.match(rf"{method} needs a network with .*({needed})", said)
+    instead = re.search(r"Use -network (.*)\. With this network use -m (.*)\.", said)
+    assert instead
+    assert all(goes_together(method, other) == (other in instead[1].split(", ")) for other in families())
+    assert all(goes_together(other, network) == (other in instead[2].split(", ")) for other in METHODS)
 
 
 @pytest.mark.parametrize(("method", "network"), MASKED)
 def test_the_loss_looks_at_masked_voxels_only(method, network, monkeypatch):
     made = build(method, network).eval()
     batch = batch_for(made)
-    mask, loss = drawn_mask(made, batch, monkeypatch)
-    assert 0 < mask.float().mean() < 1
-    voxels = repeat_to(mask, made.patch)[:, None]
+    hidden = made.choose(batch, generator(3))
+    with torch.no_grad():
+        fixed = torch.randn(made.predict(batch["image"], hidden).shape, generator=generator(9))
+    monkeypatch.setattr(made, "predict", lambda image, hidden: fixed)
+    loss = made(batch, generator(3)).loss
+    assert 0 < hidden.mask.float().mean() < 1
+    voxels = repeat_to(hidden.mask, made.patch)[:, None]
     elsewhere = {**batch, "image": torch.where(voxels, batch["image"], batch["image"] ** 2 + 1)}
     assert torch.equal(made(elsewhere, generator(3)).loss, loss)
     inside = {**batch, "image": torch.where(voxels, batch["image"] ** 2 + batch["image"], batch["image"])}
@@ -123,16 +108,12 @@ def test_the_loss_looks_at_masked_voxels_only(method, network, monkeypatch):
 def test_masked_voxels_do_not_leak_into_the_prediction(method, network):
     """Not even one voxel across the border of a cell, which the published S3D lets through."""
     made = build(method, network).eval()
-    module, run = network_of(made)
-    batch = batch_for(made)
-    mask = torch.zeros(2, *made.grid, dtype=torch.bool)
-    count = getattr(made, "masked", 1)
-    order = torch.rand(mask.flatten(1).shape, generator=generator(5)).argsort(1)[:, :count]
-    mask = mask.flatten(1).scatter(1, order, True).view(2, *made.grid)
-    voxels = repeat_to(mask, made.patch)[:, None]
+    image = batch_for(made)["image"]
+    hidden = made.choose({"image": image}, generator(5))
+    voxels = repeat_to(hidden.mask, made.patch)[:, None]
     with torch.no_grad():
-        plain = run(module, batch["image"], mask)
-        other = run(module, torch.where(voxels, 50 * torch.randn(batch["image"].shape), batch["image"]), mask)
+        plain = made.predict(image, hidden)
+        other = made.predict(torch.where(voxels, 50 * torch.randn(image.shape), image), hidden)
     assert torch.equal(plain, other)
 
 
@@ -161,10 +142,11 @@ def test_what_is_exported_arrives_in_a_network_that_fine_tuning_builds(method, n
     report = load_pretrained(fresh, file)
     weights, arrived = content["network_weights"], fresh.state_dict()
     keys = content["pretraining"]["pretrained_keys"]
-    assert set(made.backbone.encoder_keys) <= set(keys) or method in ("SparK", "AnatoMask")
-    if method in ("MAE", "S3D", "ModelsGenesis", "VolumeFusion"):
+    # The finest map of a U-Net enters no block of SparK's decoder, so that its last parameters may be left out.
+    assert set(made.backbone.encoder_keys) <= set(keys) or hasattr(made.config, "stages")
+    if made.exports == "network":
         assert set(made.backbone.decoder_keys) <= set(keys)
-    elif not (method == "SimMIM" and network.startswith("Primus")):
+    else:
         assert not set(made.backbone.decoder_keys) & set(keys)
     assert [key for key in keys if not torch.equal(arrived[key], weights[key])] == []
     assert not [entry for entry in report.fresh if entry.file_shape]
@@ -185,7 +167,7 @@ def test_ignored_voxels_have_no_influence_on_the_target(method, network):
     batch = batch_for(made)
     everything = torch.ones(len(batch["image"]), 1, *made.patch, dtype=torch.bool)
     loss = made({**batch, "ignored": everything}, generator()).loss
-    if method != "VolumeFusion":  # its Dice counts a class that is nowhere as met
+    if made.masks:  # others have a target, or a part of the loss, in which no voxel of the image stands
         assert loss.item() == pytest.approx(0.0, abs=1e-6)
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in made.trained.parameters() if p.grad is not None)
@@ -193,11 +175,24 @@ def test_ignored_voxels_have_no_influence_on_the_target(method, network):
 
 @pytest.mark.parametrize(("method", "network"), CELLS)
 def test_the_picture_has_what_is_drawn(method, network, tmp_path):
-    from ssl_pretrain.report.pictures import draw_picture
-
     made = build(method, network).eval()
     with torch.no_grad():
-        arrays = made.pictures(batch_for(made), generator())
-    draw_picture(tmp_path / "picture.png", arrays, title="x")
+        columns = made.panels(batch_for(made), generator())
+    draw_picture(tmp_path / "picture.png", columns, title="x")
     assert (tmp_path / "picture.png").stat().st_size > 5000
+    assert any(column.tinted is not None for column in columns) == made.masks
     assert made.describe()
+
+
+@pytest.mark.parametrize(("method", "network"), CELLS)
+def test_the_dry_run_can_measure_it_without_numbers(method, network):
+    made = build(method, network)
+    crops = 2 * made.sample_views.count
+    seen = []
+    twin = copy.deepcopy(made).to("meta")
+    for module in twin.trained.modules():
+        module.register_forward_hook(lambda module, *_: seen.append(module))
+    with torch.no_grad():
+        twin.probe(torch.empty(crops, CHANNELS, *made.patch, device="meta"))
+    leaves = [module for module in twin.trained.modules() if not list(module.children())]
+    assert len({id(module) for module in seen} & {id(module) for module in leaves}) > 0.5 * len(leaves)

@@ -39,7 +39,11 @@ def test_impossible_settings_are_refused(config, settings, message):
         ("PrimusS", {"mask_cell": (4, 8, 8)}, r"in this network a cell is a token of \(8, 8, 8\) voxels"),
         ("PrimusS", {"mask_channels": "each"}, "mask_channels=each is not possible with a transformer"),
         # What does not go together is said before what is wrong with the mask.
-        ("ViT_B16", {"mask_ratio": 0.01}, "of the transformers use PrimusS, PrimusB, PrimusM or PrimusL"),
+        (
+            "ViT_B16",
+            {"mask_ratio": 0.01},
+            "MAE needs .*kept tokens; UNETR has .* Use -network .*PrimusM",
+        ),
     ],
 )
 def test_what_mae_cannot_do_with_a_network_is_said(network, settings, message):
@@ -51,30 +55,17 @@ def test_what_mae_cannot_do_with_a_network_is_said(network, settings, message):
 def test_every_channel_can_have_a_mask_of_its_own(target):
     made = build("MAE", "plans", mask_channels="each", target=target).eval()
     batch = batch_for(made)
-    mask = made.draw_mask(batch, generator())
-    assert mask.shape[:2] == (2, 2)
+    mask = made.choose(batch, generator()).mask.view(2, 2, *made.grid)
     assert mask.flatten(2).sum(2).unique().tolist() == [made.masked]
     assert not torch.equal(mask[:, 0], mask[:, 1])
     assert torch.isfinite(made(batch, generator()).loss)
     with torch.no_grad():
-        pictures = made.pictures(batch, generator())
+        shown = {column.heading: column for column in made.panels(batch, generator())}
     # One mask is drawn, so one channel is: that whose mask it is.
-    assert pictures["reconstruction"].shape == (1, *batch["image"].shape[2:])
+    assert shown["reconstruction"].values.shape == (1, *batch["image"].shape[2:])
     (d, h, w), (a, b, c) = made.grid, made.cell
-    hidden = (pictures["masked_input"][0] == 0).view(d, a, h, b, w, c).all(5).all(3).all(1)
-    assert torch.equal(hidden, pictures["mask"])
-
-
-def test_without_a_mask_a_primus_sees_every_token():
-    made = build("MAE", "PrimusS").eval()
-    image = batch_for(made)["image"]
-    changed = image.clone()
-    changed[..., -1] += 1
-    with torch.no_grad():
-        assert not torch.allclose(made.network(image), made.network(changed))
-        all_seen = made.network.backbone.encode_tokens(made.network.backbone.embed(image), None)
-        features = made.network.backbone.tokens_to_map(made.network.decoder(all_seen))
-        assert torch.equal(made.network(image), made.network.head(made.network.backbone.decode_features([features])))
+    hidden = (shown["masked input"].values[0] == 0).view(d, a, h, b, w, c).all(5).all(3).all(1)
+    assert torch.equal(hidden, shown["masked input"].tinted)
 
 
 def test_patterns_that_would_fill_the_memory_are_refused_before_training():

@@ -214,11 +214,15 @@ def test_an_unknown_method_lists_the_known_ones():
 
 def test_a_picture_shows_the_input_where_visible():
     made = spark().eval()
-    arrays = made.pictures(batch(), generator())
-    hidden = repeat_to(arrays["mask"][None], PATCH)[0]
-    assert torch.equal(arrays["masked_input"][:, ~hidden], arrays["image"][:, ~hidden])
-    assert arrays["masked_input"][:, hidden].abs().max() == 0
-    assert arrays["difficulty"] is None
+    with torch.no_grad():
+        seen, masked, made_of_it, error = made.panels(batch(), generator())
+    hidden = repeat_to(masked.tinted[None], PATCH)[0]
+    assert torch.equal(made_of_it.dimmed, ~masked.tinted)
+    assert torch.equal(masked.values[:, ~hidden], seen.values[:, ~hidden])
+    assert torch.equal(made_of_it.values[:, ~hidden], seen.values[:, ~hidden])
+    assert masked.values[:, hidden].abs().max() == 0
+    assert torch.equal(error.values.isnan(), ~hidden.expand_as(error.values))
+    torch.testing.assert_close(error.values[:, hidden], (made_of_it.values - seen.values)[:, hidden].abs())
 
 
 def test_the_method_can_be_copied_and_trained_apart():

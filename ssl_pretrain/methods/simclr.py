@@ -1,0 +1,135 @@
+"""SimCLR: two views of a place are told from all others (Chen et al. 2020, arXiv 2002.05709), in 3-D as in OpenMind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ssl_pretrain.functional.augment import AugmentConfig, apply_augmentation_, draw_augmentation
+from ssl_pretrain.functional.contrast import nt_xent
+from ssl_pretrain.functional.geometry import Triple, check_patch
+from ssl_pretrain.functional.views import Views
+from ssl_pretrain.functional.windows import hand_over
+from ssl_pretrain.methods.base import Batch, Exports, Method, MethodSetup, Needs, Output
+from ssl_pretrain.methods.heads import ProjectedEncoder
+from ssl_pretrain.methods.recipe import DEFAULTS, Family, OptimizerConfig
+
+PROJECTOR_LAYERS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig(OptimizerConfig, AugmentConfig):
+    """Settings of SimCLR: those of the optimiser, those of the augmentation of each view, and
+
+    Attributes:
+        temperature: of the softmax over cosines.
+        crop: voxels of a view per axis; None for the network's patch, which is what a transformer needs.
+        overlap: least share of each axis that the two views of a place have in common.
+        same_image: what other crops of the same case are: ``exclude`` leaves them out, ``negative`` as published.
+        quarter_turns: rotate each view by a multiple of 90° in the plane of the first two axes, where these are equally
+            long.
+        projector: channels of the projector's layers.
+        drop_path: rate in the blocks of a transformer while it is pretrained.
+    """
+
+    defaults: ClassVar[Mapping[Family, Mapping[str, Any]]] = {
+        **DEFAULTS,
+        "convolutional": {**DEFAULTS["convolutional"], "clip": 0.1},
+    }
+
+    blur_p: float = 0.2
+    low_resolution_p: float = 0.1
+    temperature: float = 0.5
+    crop: Triple | None = None
+    overlap: float = 0.5
+    same_image: Literal["exclude", "negative"] = "exclude"
+    quarter_turns: bool = True
+    projector: int = 2048
+    drop_path: float = 0.2
+
+    def __post_init__(self) -> None:
+        OptimizerConfig.__post_init__(self)
+        AugmentConfig.__post_init__(self)
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be greater than 0, got {self.temperature}.")
+        if self.projector < 1:
+            raise ValueError(f"projector must be at least 1, got {self.projector}.")
+
+
+class SimCLR(Method):
+    """Contrast of two augmented, overlapping crops of a case; for every network."""
+
+    Config: ClassVar[type[SimCLRConfig]] = SimCLRConfig
+    config: SimCLRConfig
+    needs: ClassVar[Needs] = (frozenset(),)
+    exports: Exports = "encoder"
+    citations: ClassVar[tuple[str, ...]] = (
+        "Chen, T. et al. A Simple Framework for Contrastive Learning of Visual Representations. ICML 2020, "
+        "arXiv:2002.05709.",
+        "Wald, T. et al. An OpenMind for 3D medical vision self-supervised learning. ICCV 2025, arXiv:2412.17041.",
+    )
+
+    def __init__(self, config: SimCLRConfig, setup: MethodSetup) -> None:
+        super().__init__(config, setup)
+        if config.crop is not None and config.crop != setup.patch:
+            if "tokens" in setup.backbone.offers:
+                raise ValueError(f"crop {config.crop}: a transformer sees its whole patch of {setup.patch}. Leave it out.")
+            check_patch(config.crop, setup.backbone.feature_maps[-1].stride)
+        self.network = ProjectedEncoder(setup.backbone, [config.projector] * PROJECTOR_LAYERS, config.drop_path)
+
+    @classmethod
+    def views(cls, config: OptimizerConfig, patch: Triple) -> Views:  # noqa: ARG003
+        """Two crops of one case that overlap."""
+        own = cast("SimCLRConfig", config)
+        return Views(count=2, together=True, overlap=own.overlap, size=own.crop)
+
+    @property
+    def trained(self) -> nn.Module:
+        """Encoder and projector."""
+        return self.network
+
+    def on_fit_start(self) -> None:
+        """Refuse a run without negatives.
+
+        Raises:
+            ValueError: one sample per step.
+        """
+        if self.length.batch_size * self.trainer.world_size < 2:
+            raise ValueError(
+                f"{type(self).__name__} tells the views of a sample from those of others: with a single sample per "
+                "step there are none. Use -batch_size 2 at least; the more, the better."
+            )
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Output:
+        """NT-Xent over the views of all processes."""
+        embedded = self.embed(self.augmented(batch, generator) if self.training else batch["image"])
+        everyone, first = self.gather(embedded)
+        cases = None
+        if self.config.same_image == "exclude":
+            numbers = torch.tensor([crc32(case.encode()) for case in batch["case"]])
+            cases, _ = self.gather(hand_over(numbers, embedded.device))
+        # The two views of a sample come one after the other: 0 and 1, 2 and 3.
+        partner = torch.arange(first, first + len(embedded), device=embedded.device) ^ 1
+        return Output(nt_xent(embedded, everyone, first, partner, self.config.temperature, cases), {})
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Unit vectors (B, E)."""
+        return normalize(self.network(image).float(), dim=1)
+
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The crops turned and with other intensities, each channel of each crop its own."""
+        image, count = batch["image"].clone(), self.sample_views.count
+        turns = self.config.quarter_turns and image.shape[2] == image.shape[3]
+        for sample, own in enumerate(self.sample_generators(batch, generator)):
+            crops = image[sample * count : (sample + 1) * count]
+            for crop, turn in zip(crops, own.integers(4, size=count).tolist(), strict=True):
+                if turns and turn:
+                    crop.copy_(crop.rot90(turn, (1, 2)))
+            apply_augmentation_(crops, draw_augmentation(count, image.shape[1], own, self.config))
+        return image
