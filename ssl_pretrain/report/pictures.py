@@ -27,7 +27,7 @@ MOST_CHANNELS = 2
 """Channels that are drawn; more would make the picture too tall to read."""
 
 MOST_TICKS = 10
-"""Of the colour bar of classes."""
+"""Labels beside the colour bar of classes."""
 
 
 def draw_picture(target: Path, columns: Sequence[Drawable], *, title: str, spacing: Spacing = (1.0, 1.0, 1.0)) -> None:
