@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ssl_pretrain.files import write_atomic
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Box = tuple[float, float, float, float]
@@ -60,11 +61,6 @@ class Sheet:
     bar_labels: ClassVar[float] = 0.55
 
     @property
-    def columns(self) -> int:
-        """Of panels."""
-        return len(self.bars)
-
-    @property
     def row_heights(self) -> list[float]:
         """Of the panels, in inches: all rows at one scale, within what stays readable."""
         scale = self.panel_width / max(width for _, width in self.contents)
@@ -79,13 +75,23 @@ class Sheet:
     def size(self) -> tuple[float, float]:
         """Width and height of the figure in inches."""
         height = self.top + self.blocks * (self.titles + self.block_height + self.gap)
-        return self._column_left(self.columns), height
+        return self._column_left(len(self.bars)), height
 
-    def panel(self, block: int, row: int, column: int) -> Box:
-        """Of one panel."""
+    def figure(self, title: str) -> Figure:
+        """An empty figure of this size under a title."""
+        figure = new_figure(*self.size)
+        figure.text(0.5, 1 - 0.5 * self.top / self.size[1], title, ha="center", va="center", fontsize=12)
+        return figure
+
+    def add_axes(self, figure: Figure, block: int, row: int, column: int) -> Axes:
+        """One panel of the figure, without ticks or frame."""
         below = sum(self.row_heights[row + 1 :]) + self.gap * (len(self.contents) - 1 - row)
         bottom = self._block_bottom(block) + below
-        return self._box(self._column_left(column), bottom, self.panel_width, self.row_heights[row])
+        box = self._box(self._column_left(column), bottom, self.panel_width, self.row_heights[row])
+        axes = figure.add_axes(box)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        return axes
 
     def colour_bar(self, block: int, column: int) -> Box:
         """Of the colour bar that belongs to a column, as tall as the block."""

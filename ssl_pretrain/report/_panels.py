@@ -1,82 +1,73 @@
-"""The panels of a picture: what each column shows of one slice through a crop."""
+"""The panels of a picture: what a column shows of one slice through one channel of a crop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.image import AxesImage
 
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 Triple = tuple[int, int, int]
-Draw = Callable[["Axes", "Plane"], "AxesImage | None"]
+Spacing = tuple[float, float, float]
+Window = tuple[float, float]
 
-EMPTY_COLOUR, ERROR_MAP = "#e9e9e9", "inferno"
-_MASK_COLOUR, _HARD_COLOUR, _DIFFICULTY_MAP = "#3f6ea8", "#00b7ff", "YlOrRd"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A column of one channel.
-
-    Attributes:
-        heading: above its first row.
-        draw: draws a plane of it, and returns what the colour bar explains, if anything.
-        bar: whether there is room for a colour bar at its right.
-        ticks: of the colour bar; None for matplotlib's.
-    """
-
-    heading: str
-    draw: Draw
-    bar: bool = False
-    ticks: tuple[int, ...] | None = None
+KINDS = ("image", "error", "classes", "rating")
+EMPTY_COLOUR, _TINT, _OUTLINE = "#e9e9e9", "#3f6ea8", "#00b7ff"
+HUES = (0, 1, 2, 3, 4, 5, 6, 8, 9)
+"""Of ``tab10`` without its grey, for the classes after 0, which is light grey."""
+MANY_CLASSES_MAP = "turbo"
+"""Where there are more classes than that."""
 
 
-@dataclass(frozen=True)
-class Crop:
-    """One channel of a reconstruction; the volumes are ``(D, H, W)``, the grids ``(gd, gh, gw)``."""
+class Drawable(Protocol):
+    """One column of a picture; any class with these attributes will do."""
 
-    image: Floats
-    masked_input: Floats
-    reconstruction: Floats
-    mask: Bools
-    difficulty: Floats | None
-    hard: Bools | None
-    cell: Triple
+    @property
+    def heading(self) -> str:
+        """Text above the column."""
 
-    @cached_property
-    def window(self) -> tuple[float, float]:
-        """Grey values shown as black and white: robust, so that one bright vessel does not darken the rest."""
-        return grey_window(self.image)
+    @property
+    def kind(self) -> str:
+        """One of :data:`KINDS`. Errors and ratings are NaN where there is none."""
 
-    @cached_property
-    def error(self) -> Floats:
-        """Absolute error of the reconstruction, NaN in visible cells."""
-        masked = np.kron(self.mask, np.ones(self.cell, dtype=np.bool_))
-        return np.where(masked, np.abs(self.reconstruction - self.image), np.nan)
+    @property
+    def values(self) -> Tensor:
+        """Volumes ``(C, D, H, W)``; a column of a single channel stands beside every channel of the others."""
 
-    @cached_property
-    def largest_error(self) -> float:
-        """Where the colour bar ends: one value for all planes, so that they can be compared."""
-        return largest_error(self.error)
+    @property
+    def classes(self) -> int:
+        """Number of classes, in a column of that kind."""
+
+    @property
+    def tinted(self) -> Tensor | None:
+        """Cells under a coloured veil, bool ``(gd, gh, gw)``."""
+
+    @property
+    def dimmed(self) -> Tensor | None:
+        """Cells that are drawn darker, bool ``(gd, gh, gw)``."""
+
+    @property
+    def outlined(self) -> Tensor | None:
+        """Cells with a line around them, bool ``(gd, gh, gw)``."""
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A slice through a crop: the axis it is normal to, the voxel on that axis, and the shape of voxels and cells."""
+    """A slice through a crop: the axis it is normal to, the voxel on that axis, and mm per voxel along D, H and W."""
 
     axis: int
     voxel: int
-    cell: Triple
-    spacing: tuple[float, float, float]
+    spacing: Spacing
 
     @property
     def axes(self) -> tuple[int, int]:
@@ -85,31 +76,28 @@ class Plane:
         return rows, columns
 
     @property
-    def cell_shape(self) -> tuple[int, int]:
-        """Voxels per cell along rows and columns."""
-        rows, columns = self.axes
-        return self.cell[rows], self.cell[columns]
-
-    @property
     def name(self) -> str:
         """What to write beside it."""
         return f"{('axial', 'coronal', 'sagittal')[self.axis]}, {'DHW'[self.axis]} = {self.voxel}"
 
-    def of(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def extent(self, shape: Triple) -> tuple[float, float]:
+        """Height and width in mm, in a crop of ``shape``."""
+        rows, columns = self.axes
+        return shape[rows] * self.spacing[rows], shape[columns] * self.spacing[columns]
+
+    def of(self, volume: Floats) -> Floats:
         """The plane of a volume ``(D, H, W)``."""
-        plane: npt.NDArray[Any] = np.take(volume, self.voxel, axis=self.axis)
+        plane: Floats = np.take(volume, self.voxel, axis=self.axis)
         return plane
 
-    def of_grid(self, grid: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The plane of a grid ``(gd, gh, gw)``, one value per cell."""
-        plane: npt.NDArray[Any] = np.take(grid, self.voxel // self.cell[self.axis], axis=self.axis)
-        return plane
+    def of_cells(self, grid: Bools, shape: Sequence[int]) -> tuple[Bools, tuple[int, int]]:
+        """The plane of a grid ``(gd, gh, gw)`` over a crop of ``shape``, and voxels per cell along its two axes."""
+        cell = [size // cells for size, cells in zip(shape, grid.shape, strict=True)]
+        rows, columns = self.axes
+        plane: Bools = np.take(grid, self.voxel // cell[self.axis], axis=self.axis)
+        return plane, (cell[rows], cell[columns])
 
-    def of_cells(self, grid: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The plane of a grid ``(gd, gh, gw)``, one value per voxel."""
-        return np.kron(self.of_grid(grid), np.ones(self.cell_shape, dtype=grid.dtype))
-
-    def show(self, axes: Axes, picture: npt.NDArray[Any], **options: Any) -> AxesImage:
+    def show(self, axes: Axes, picture: Floats, **options: Any) -> AxesImage:
         """Draw a plane; depth runs upwards because nnU-Net's readers number slices from the feet."""
         rows, columns = self.axes
         aspect = self.spacing[rows] / self.spacing[columns]
@@ -117,86 +105,87 @@ class Plane:
         return axes.imshow(picture, aspect=aspect, origin=origin, interpolation="nearest", **options)
 
 
-def _input(crop: Crop, axes: Axes, plane: Plane) -> None:
-    _grey(axes, crop.image, crop, plane)
+def draw_slices(
+    rows: Sequence[Axes], planes: Sequence[Plane], column: Drawable, values: Floats, first: Floats, window: Window
+) -> AxesImage:
+    """Draw the slices through one channel of a column.
 
+    Args:
+        rows: where to draw each plane.
+        planes: the slices.
+        column: its kind and its cells.
+        values: ``(D, H, W)``, the channel of the column.
+        first: ``(D, H, W)``, that of the first image, on which ratings lie; empty where there is no image.
+        window: grey values shown as black and white.
 
-def _masked_input(crop: Crop, axes: Axes, plane: Plane) -> None:
-    _grey(axes, crop.masked_input, crop, plane)
-    _veil(axes, plane.of_cells(crop.mask), plane, _MASK_COLOUR, 0.65)
-
-
-def _reconstruction(crop: Crop, axes: Axes, plane: Plane) -> None:
-    masked = plane.of_cells(crop.mask)
-    shown = np.where(masked, plane.of(crop.reconstruction), plane.of(crop.image))
-    low, high = crop.window
-    plane.show(axes, shown, cmap="gray", vmin=low, vmax=high)
-    _veil(axes, ~masked, plane, "black", 0.5)
-
-
-def _error(crop: Crop, axes: Axes, plane: Plane) -> AxesImage:
-    axes.set_facecolor(EMPTY_COLOUR)
-    return plane.show(axes, plane.of(crop.error), cmap=ERROR_MAP, vmin=0, vmax=crop.largest_error)
-
-
-def _difficulty(crop: Crop, axes: Axes, plane: Plane) -> AxesImage | None:
-    low, high = crop.window
-    # Black is shown as mid grey: colours laid over black could not be told apart.
-    plane.show(axes, plane.of(crop.image), cmap="gray", vmin=2 * low - high, vmax=high)
-    coloured = None
-    if crop.difficulty is not None:
-        low, high = _range(crop.difficulty, 0, 100)
-        rated = plane.of_cells(crop.difficulty)
-        coloured = plane.show(axes, rated, cmap=_DIFFICULTY_MAP, vmin=low, vmax=high, alpha=0.65)
-    if crop.hard is not None:
-        _outline(axes, plane.of_grid(crop.hard), plane.cell_shape)
-    return coloured
-
-
-def reconstruction_panels(crop: Crop) -> list[Panel]:
-    """The columns of a reconstruction from left to right; the last one if cells were rated or called hard."""
-    panels = [
-        Panel("input", partial(_input, crop)),
-        Panel("masked input", partial(_masked_input, crop)),
-        Panel("reconstruction", partial(_reconstruction, crop)),
-        Panel("absolute error", partial(_error, crop), bar=True),
-    ]
-    if crop.difficulty is not None or crop.hard is not None:
-        heading = "difficulty" if crop.hard is None else "difficulty, hard cells outlined"
-        panels.append(Panel(heading, partial(_difficulty, crop), bar=True))
-    return panels
-
-
-def grey_window(image: Floats) -> tuple[float, float]:
-    """Grey values to show as black and white: the 0.5th and the 99.5th percentile."""
-    return _range(image, 0.5, 99.5)
-
-
-def largest_error(error: Floats) -> float:
-    """Where the colours of an error end: its 99th percentile."""
-    return _range(error, 0, 99)[1]
-
-
-def _grey(axes: Axes, volume: Floats, crop: Crop, plane: Plane) -> None:
-    low, high = crop.window
-    plane.show(axes, plane.of(volume), cmap="gray", vmin=low, vmax=high)
-
-
-def _veil(axes: Axes, where: Bools, plane: Plane, colour: str, opacity: float) -> None:
-    """Tint some voxels of a plane."""
+    Returns:
+        What a colour bar explains.
+    """
     from matplotlib.colors import to_rgb
 
-    tint = np.zeros((*where.shape, 4))
-    tint[..., :3] = to_rgb(colour)
-    tint[..., 3] = opacity * where
-    plane.show(axes, tint)
+    options = _colours(column, values, window)
+    for axes, plane in zip(rows, planes, strict=True):
+        axes.set_facecolor(EMPTY_COLOUR)
+        if column.kind == "rating" and first.size:
+            # Black is shown as mid grey: colours laid over black could not be told apart.
+            plane.show(axes, plane.of(first), cmap="gray", vmin=2 * window[0] - window[1], vmax=window[1])
+        shown = plane.show(axes, plane.of(values), **options)
+        for grid, colour, opacity in ((column.tinted, _TINT, 0.65), (column.dimmed, "black", 0.5)):
+            if grid is not None:
+                cells, cell = plane.of_cells(bools(grid), values.shape)
+                veil = np.empty((*cells.shape, 4))
+                veil[..., :3], veil[..., 3] = to_rgb(colour), opacity * cells
+                plane.show(axes, veil.repeat(cell[0], 0).repeat(cell[1], 1))
+        if column.outlined is not None:
+            _outline(axes, *plane.of_cells(bools(column.outlined), values.shape))
+    return shown
 
 
-def _outline(axes: Axes, cells: Bools, cell_shape: tuple[int, int]) -> None:
+def class_colours(count: int) -> Colormap:
+    """A colour for each of as many classes."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap, to_hex
+
+    hues = [colormaps["tab10"](hue) for hue in HUES]
+    if count - 1 > len(hues):
+        hues = [colormaps[MANY_CLASSES_MAP](share) for share in np.linspace(0, 1, count - 1)]
+    return ListedColormap([EMPTY_COLOUR, *(to_hex(hue) for hue in hues[: count - 1])])
+
+
+def grey_window(image: Floats) -> Window:
+    """Grey values shown as black and white: robust, so that one bright vessel does not darken the rest."""
+    return _percentiles(image, 0.5, 99.5)
+
+
+def floats(values: Tensor) -> Floats:
+    """The values on the host."""
+    array: Floats = values.detach().cpu().float().numpy()
+    return array
+
+
+def bools(cells: Tensor) -> Bools:
+    """The cells on the host."""
+    array: Bools = cells.detach().cpu().bool().numpy()
+    return array
+
+
+def _colours(column: Drawable, values: Floats, window: Window) -> dict[str, Any]:
+    """Colours of a column, the same for all planes, so that they can be compared."""
+    if column.kind == "image":
+        return {"cmap": "gray", "vmin": window[0], "vmax": window[1]}
+    if column.kind == "error":
+        return {"cmap": "inferno", "vmin": 0, "vmax": _percentiles(values, 0, 99)[1]}
+    if column.kind == "classes":
+        return {"cmap": class_colours(column.classes), "vmin": -0.5, "vmax": column.classes - 0.5}
+    low, high = _percentiles(values, 0, 100)
+    return {"cmap": "YlOrRd", "vmin": low, "vmax": high, "alpha": 0.65}
+
+
+def _outline(axes: Axes, cells: Bools, cell: tuple[int, int]) -> None:
     """Lines where a cell that is True meets one that is not, or the border of the picture."""
     from matplotlib.collections import LineCollection
 
-    height, width = cell_shape
+    height, width = cell
     around = np.pad(cells, 1)
     segments = []
     for row, column in np.argwhere(around[1:, 1:-1] != around[:-1, 1:-1]):
@@ -205,10 +194,10 @@ def _outline(axes: Axes, cells: Bools, cell_shape: tuple[int, int]) -> None:
     for row, column in np.argwhere(around[1:-1, 1:] != around[1:-1, :-1]):
         y, x = row * height - 0.5, column * width - 0.5
         segments.append([(x, y), (x, y + height)])
-    axes.add_collection(LineCollection(segments, colors=_HARD_COLOUR, linewidths=2, capstyle="projecting"))
+    axes.add_collection(LineCollection(segments, colors=_OUTLINE, linewidths=2, capstyle="projecting"))
 
 
-def _range(values: Floats, lowest: float, highest: float) -> tuple[float, float]:
+def _percentiles(values: Floats, lowest: float, highest: float) -> Window:
     """Two percentiles of the finite values, pulled apart where they coincide."""
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, (lowest, highest)) if finite.size else (0.0, 0.0)

@@ -1,134 +1,42 @@
-"""What a method sees and predicts, as one picture of three orthogonal slices through a crop."""
+"""What a method sees and predicts, as columns of three orthogonal slices through a crop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
+from torch import Tensor
 
-from ssl_pretrain.report._columns import Column, check_columns, column_panels
-from ssl_pretrain.report._figure import Sheet, new_figure, save_figure
-from ssl_pretrain.report._panels import Bools, Crop, Floats, Panel, Plane, Triple, reconstruction_panels
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Array = npt.NDArray[Any] | torch.Tensor
+from ssl_pretrain.report._figure import Sheet, save_figure
+from ssl_pretrain.report._panels import (
+    KINDS,
+    Bools,
+    Drawable,
+    Floats,
+    Plane,
+    Spacing,
+    Triple,
+    bools,
+    draw_slices,
+    floats,
+    grey_window,
+)
 
 MOST_CHANNELS = 2
 """Channels that are drawn; more would make the picture too tall to read."""
 
-
-def draw_picture(
-    target: Path, arrays: Mapping[str, Any], *, title: str, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
-) -> None:
-    """Draw what a method shows: ``columns`` of its own, or the arrays of a reconstruction.
-
-    Args:
-        target: the PNG file, replaced as a whole.
-        arrays: arguments of :func:`draw_columns` or of :func:`draw_reconstruction`.
-        title: shown above.
-        spacing: of the voxels along D, H and W in mm, for the aspect ratio.
-
-    Raises:
-        ValueError: shapes do not fit together.
-        OSError: ``target`` cannot be written.
-    """
-    draw = draw_columns if "columns" in arrays else draw_reconstruction
-    draw(target, **arrays, title=title, spacing=spacing)
+MOST_TICKS = 10
+"""Labels beside the colour bar of classes."""
 
 
-def choose_slices(mask: Array, cell: Triple, hard: Array | None = None) -> Triple:
-    """The voxel on each axis at which the crop is cut.
+def draw_picture(target: Path, columns: Sequence[Drawable], *, title: str, spacing: Spacing = (1.0, 1.0, 1.0)) -> None:
+    """Draw the columns of one crop.
 
-    All three planes pass through the middle of one cell: the masked cell nearest to the centre of the crop, or the
-    nearest hard cell if there is one; of equally near ones, the first in array order.
-
-    Args:
-        mask: ``(gd, gh, gw)``, True means masked. Without any masked cell, the cell nearest to the centre is cut.
-        cell: voxels per cell and axis.
-        hard: ``(gd, gh, gw)`` or None.
-
-    Returns:
-        Indices along D, H and W.
-    """
-    wanted = _bools(mask)
-    if hard is not None and _bools(hard).any():
-        wanted = _bools(hard)
-    if not wanted.any():
-        wanted = np.ones_like(wanted)
-    cells = np.argwhere(wanted)
-    offsets = (cells + 0.5 - np.array(wanted.shape) / 2) * np.array(cell)
-    nearest = cells[np.argmin(np.sum(offsets**2, axis=1))]
-    depth, height, width = (int(index * size + size // 2) for index, size in zip(nearest, cell, strict=True))
-    return depth, height, width
-
-
-def draw_reconstruction(
-    target: Path,
-    *,
-    image: Array,
-    masked_input: Array,
-    reconstruction: Array,
-    mask: Array,
-    difficulty: Array | None = None,
-    hard: Array | None = None,
-    cell: Triple,
-    title: str,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
-) -> None:
-    """Draw input, masked input, reconstruction, error and, where given, difficulty of one crop.
-
-    Rows are the planes of :func:`choose_slices`, for each of the first two channels. The first three columns share one
-    grey window, from the 0.5th to the 99.5th percentile of the input. The reconstruction is shown in the masked cells,
-    with the input dimmed around it; the error is the absolute difference in the masked cells, and its colours end at
-    the 99th percentile over the crop.
-
-    Args:
-        target: the PNG file, replaced as a whole.
-        image: ``(C, D, H, W)``, what the network should have seen.
-        masked_input: ``(C, D, H, W)``, what it saw.
-        reconstruction: ``(C, D, H, W)``, what it made of it, in the units of ``image``.
-        mask: bool ``(gd, gh, gw)``, True means masked.
-        difficulty: ``(gd, gh, gw)``, NaN where a cell was not rated, or None.
-        hard: bool ``(gd, gh, gw)``, cells masked because they were hardest, or None.
-        cell: voxels per cell and axis; the grid times the cell is the crop.
-        title: shown above, with a note if not all channels are drawn.
-        spacing: of the voxels along D, H and W in mm, for the aspect ratio.
-
-    Raises:
-        ValueError: shapes do not fit together.
-        OSError: ``target`` cannot be written.
-    """
-    volumes = {"image": image, "masked_input": masked_input, "reconstruction": reconstruction}
-    arrays = {name: _floats(volume) for name, volume in volumes.items()}
-    grids = (_bools(mask), None if difficulty is None else _floats(difficulty), None if hard is None else _bools(hard))
-    _check(arrays, dict(zip(("mask", "difficulty", "hard"), grids, strict=True)), cell)
-
-    seen, shown, made = arrays.values()
-    crops = [Crop(seen[channel], shown[channel], made[channel], *grids, cell) for channel in _drawn(len(seen))]
-    blocks = [reconstruction_panels(crop) for crop in crops]
-    voxels = choose_slices(mask, cell, hard)
-    planes = [Plane(axis, voxel, cell, spacing) for axis, voxel in enumerate(voxels)]
-    save_figure(_draw(blocks, planes, crops[0].image.shape, title + _note(len(seen))), target, dpi=110)
-
-
-def draw_columns(
-    target: Path,
-    *,
-    columns: Sequence[Column],
-    title: str,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
-) -> None:
-    """Draw the columns that a method names, of a crop in which no cells are masked.
-
-    Rows are the planes through the centre of the crop, for each of the first two channels. Images share one grey
-    window per channel, from the 0.5th to the 99.5th percentile of the first image. The colours of an error go from 0
-    to the 99th percentile over the crop. Classes have a colour each, 0 is light grey.
+    Rows are the planes of :func:`choose_slices`, for each of the first two channels. Images share one grey window per
+    channel, from the 0.5th to the 99.5th percentile of the first image. The colours of an error go from 0 to the 99th
+    percentile over the crop. Classes have a colour each, 0 is light grey; neighbouring columns of the same classes
+    share a colour bar. Ratings lie over the first image.
 
     Args:
         target: the PNG file, replaced as a whole.
@@ -137,87 +45,132 @@ def draw_columns(
         spacing: of the voxels along D, H and W in mm, for the aspect ratio.
 
     Raises:
-        ValueError: no columns, an unknown kind, shapes that differ, or a class that there is not.
+        ValueError: no columns, an unknown kind, shapes that differ, a class that there is not, or a grid that the crop
+            is not whole cells of.
         OSError: ``target`` cannot be written.
     """
-    volumes = [_floats(column.values) for column in columns]
-    check_columns(columns, volumes)
-    channels = max(len(volume) for volume in volumes)
+    volumes = [floats(column.values) for column in columns]
+    _check(columns, volumes)
     shape: Triple = volumes[0].shape[1:]
-    planes = [Plane(axis, size // 2, shape, spacing) for axis, size in enumerate(shape)]
-    blocks = [column_panels(columns, volumes, channel) for channel in _drawn(channels)]
-    save_figure(_draw(blocks, planes, shape, title + _note(channels)), target, dpi=110)
+    channels = max(len(volume) for volume in volumes)
+    drawn = min(channels, MOST_CHANNELS)
+    if channels > drawn:
+        title += f"  (first {drawn} of {channels} channels)"
 
-
-def _drawn(channels: int) -> range:
-    return range(min(channels, MOST_CHANNELS))
-
-
-def _note(channels: int) -> str:
-    drawn = len(_drawn(channels))
-    return f"  (first {drawn} of {channels} channels)" if channels > drawn else ""
-
-
-def _draw(blocks: Sequence[Sequence[Panel]], planes: Sequence[Plane], shape: Sequence[int], title: str) -> Figure:
-    extent = np.array(shape) * np.array(planes[0].spacing)
-    contents = tuple(
-        (float(extent[rows]), float(extent[columns])) for rows, columns in (plane.axes for plane in planes)
+    marked = [column.outlined for column in columns] + [column.tinted for column in columns]
+    voxels = choose_slices(shape, [bools(grid) for grid in marked if grid is not None])
+    planes = [Plane(axis, voxel, spacing) for axis, voxel in enumerate(voxels)]
+    bars = tuple(
+        column.kind != "image"
+        and not (after and column.kind == after.kind == "classes" and column.classes == after.classes)
+        for column, after in zip(columns, [*columns[1:], None], strict=True)
     )
-    sheet = Sheet(contents, tuple(panel.bar for panel in blocks[0]), len(blocks))
-    figure = new_figure(*sheet.size)
-    figure.text(0.5, 1 - 0.5 * sheet.top / sheet.size[1], title, ha="center", va="center", fontsize=12)
-    for channel, panels in enumerate(blocks):
-        for column, panel in enumerate(panels):
-            _draw_column(figure, sheet, channel, column, panel, planes)
-    return figure
+    sheet = Sheet(tuple(plane.extent(shape) for plane in planes), bars, drawn)
+    figure = sheet.figure(title)
+    for channel in range(drawn):
+        values = [volume[channel if len(volume) > 1 else 0] for volume in volumes]
+        first = next((v for column, v in zip(columns, values, strict=True) if column.kind == "image"), np.empty(0))
+        window = grey_window(first)
+        for number, column in enumerate(columns):
+            rows = [sheet.add_axes(figure, channel, row, number) for row in range(len(planes))]
+            rows[0].set_title(column.heading, fontsize=10, pad=4)
+            coloured = draw_slices(rows, planes, column, values[number], first, window)
+            if number == 0:
+                for axes, plane in zip(rows, planes, strict=True):
+                    axes.set_ylabel((f"channel {channel}\n" if drawn > 1 else "") + plane.name, fontsize=9)
+            if bars[number]:
+                ticks = range(0, column.classes, -(-column.classes // MOST_TICKS)) if column.classes else None
+                bar = figure.colorbar(coloured, cax=figure.add_axes(sheet.colour_bar(channel, number)), ticks=ticks)
+                bar.ax.tick_params(labelsize=8)
+                bar.outline.set_visible(False)
+    save_figure(figure, target, dpi=110)
 
 
-def _draw_column(
-    figure: Figure, sheet: Sheet, channel: int, column: int, panel: Panel, planes: Sequence[Plane]
+def draw_neighbours(
+    target: Path, rows: Sequence[Sequence[tuple[str, Tensor]]], *, title: str, spacing: Spacing = (1.0, 1.0, 1.0)
 ) -> None:
-    prefix = f"channel {channel}\n" if sheet.blocks > 1 else ""
-    coloured = None
-    for row, plane in enumerate(planes):
-        axes = figure.add_axes(sheet.panel(channel, row, column))
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        coloured = panel.draw(axes, plane)
-        if row == 0:
-            axes.set_title(panel.heading, fontsize=10, pad=4)
-        if column == 0:
-            axes.set_ylabel(prefix + plane.name, fontsize=9)
-    if panel.bar and coloured is not None:
-        bar = figure.colorbar(coloured, cax=figure.add_axes(sheet.colour_bar(channel, column)), ticks=panel.ticks)
-        bar.ax.tick_params(labelsize=8)
-        bar.outline.set_visible(False)
+    """Draw crops and, at the right of each, those that are most like it.
+
+    Of each crop the middle axial slice of the first channel is drawn, in a grey window of its own.
+
+    Args:
+        target: the PNG file, replaced as a whole.
+        rows: lists of a caption and a crop ``(C, D, H, W)``: the query, then its neighbours.
+        title: shown above, with a note if not all channels are drawn.
+        spacing: of the voxels along D, H and W in mm, for the aspect ratio.
+
+    Raises:
+        ValueError: no crops, or crops that differ in shape.
+        OSError: ``target`` cannot be written.
+    """
+    shapes = {tuple(crop.shape) for row in rows for _, crop in row}
+    if len(shapes) != 1 or len(min(shapes)) != 4:
+        raise ValueError(f"The crops have shapes {sorted(shapes)}: all must have the same, (C, D, H, W).")
+    channels, depth, height, width = shapes.pop()
+    if channels > 1:
+        title += f"  (first of {channels} channels)"
+    plane = Plane(0, depth // 2, spacing)
+    sheet = Sheet((plane.extent((depth, height, width)),), (False,) * max(len(row) for row in rows), len(rows))
+    figure = sheet.figure(title)
+    for number, row in enumerate(rows):
+        for column, (caption, crop) in enumerate(row):
+            axes = sheet.add_axes(figure, number, 0, column)
+            axes.set_title(caption, fontsize=9, pad=4)
+            image = floats(crop[0])
+            low, high = grey_window(image)
+            plane.show(axes, plane.of(image), cmap="gray", vmin=low, vmax=high)
+    save_figure(figure, target, dpi=110)
 
 
-def _floats(values: Array) -> Floats:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().float().numpy()
-    floats: Floats = np.asarray(values, dtype=np.float32)
-    return floats
+def choose_slices(shape: Triple, wanted: Sequence[Bools] = ()) -> Triple:
+    """The voxel on each axis at which a crop is cut.
+
+    All three planes pass through the middle of one cell: of the first grid with any cell that is True, the one nearest
+    to the centre of the crop; of equally near ones, the first in array order. Without any, the middle voxel is cut.
+
+    Args:
+        shape: voxels of the crop along D, H and W.
+        wanted: grids ``(gd, gh, gw)``, each of whole cells of the crop; those before are preferred.
+
+    Returns:
+        Indices along D, H and W.
+    """
+    whole = np.ones((1, 1, 1), np.bool_)
+    grid = next(grid for grid in [*wanted, whole] if grid.any())
+    cell = np.array(shape) // grid.shape
+    cells = np.argwhere(grid)
+    offsets = (cells + 0.5 - np.array(grid.shape) / 2) * cell
+    nearest = cells[np.argmin(np.sum(offsets**2, axis=1))]
+    depth, height, width = (nearest * cell + cell // 2).tolist()
+    return depth, height, width
 
 
-def _bools(values: Array) -> Bools:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    bools: Bools = np.asarray(values, dtype=np.bool_)
-    return bools
-
-
-def _check(volumes: dict[str, Floats], grids: dict[str, Any], cell: Triple) -> None:
-    shape = volumes["image"].shape
-    if len(shape) != 4 or 0 in shape:
-        raise ValueError(f"image has shape {shape}: one crop of shape (C, D, H, W) is drawn at a time.")
-    for name, volume in volumes.items():
-        if volume.shape != shape:
-            raise ValueError(f"{name} has shape {volume.shape} but image has {shape}: they must be equal.")
-    grid = tuple(size // edge for size, edge in zip(shape[1:], cell, strict=True))
-    if any(size % edge for size, edge in zip(shape[1:], cell, strict=True)):
-        raise ValueError(f"A crop of {shape[1:]} voxels is not made of whole cells of {cell}: pass the method's cell.")
-    for name, values in grids.items():
-        if values is not None and values.shape != grid:
+def _check(columns: Sequence[Drawable], volumes: Sequence[Floats]) -> None:
+    if not columns:
+        raise ValueError("A picture has no columns: name at least one.")
+    shape, channels = volumes[0].shape[1:], max(len(volume) for volume in volumes)
+    for column, volume in zip(columns, volumes, strict=True):
+        if column.kind not in KINDS:
+            raise ValueError(f"{column.heading}: the kind of a column is {' or '.join(KINDS)}, not {column.kind!r}.")
+        if volume.ndim != 4 or 0 in volume.shape:
+            raise ValueError(f"{column.heading} has shape {volume.shape}: one crop (C, D, H, W) is drawn at a time.")
+        if volume.shape[1:] != shape or len(volume) not in (1, channels):
             raise ValueError(
-                f"{name} has shape {values.shape}: {shape[1:]} voxels in cells of {cell} make a grid of {grid}."
+                f"{column.heading} has shape {volume.shape}: all columns must have {channels} channels, or a single "
+                f"one, of {shape} voxels."
             )
+        if column.kind == "classes" and not (volume.min() >= 0 and volume.max() < column.classes):
+            raise ValueError(
+                f"{column.heading} has values from {volume.min():g} to {volume.max():g}: a column of {column.classes} "
+                f"classes holds 0 to {column.classes - 1}."
+            )
+        for name in ("tinted", "dimmed", "outlined"):
+            grid = getattr(column, name)
+            if grid is None:
+                continue
+            cells = tuple(grid.shape)
+            if len(cells) != 3 or any(not count or size % count for size, count in zip(shape, cells, strict=True)):
+                raise ValueError(
+                    f"{column.heading}: {name} has shape {cells}, but a crop of {shape} voxels is not made of whole "
+                    f"cells of such a grid (gd, gh, gw)."
+                )
