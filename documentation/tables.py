@@ -29,7 +29,9 @@ def methods_table() -> str:
         networks = [network for network, row in NETWORKS.items() if method.goes_with(row.offers)]
         own = " with a decoder" if all("decoder" in needed for needed in method.needs) else ""
         if method.goes_with(frozenset({"convolutions", "decoder"})):
-            networks_text = f"{compact_names(networks)}, [your own](documentation/how-to/bring-your-own-encoder.md){own}"
+            networks_text = (
+                f"{compact_names(networks)}, [your own](documentation/how-to/bring-your-own-encoder.md){own}"
+            )
         else:
             networks_text = compact_names(networks)
         task = (method.__doc__ or "").split("\n")[0].rstrip(".")
@@ -39,7 +41,9 @@ def methods_table() -> str:
 
 def with_tables(text: str) -> str:
     """The README with its tables as they should be."""
-    return re.sub(f"(?<={re.escape(BEGIN)}\n).*?(?=\n{re.escape(END)})", lambda _: f"\n{methods_table()}\n", text, flags=re.DOTALL)
+    return re.sub(
+        f"(?<={re.escape(BEGIN)}\n).*?(?=\n{re.escape(END)})", lambda _: f"\n{methods_table()}\n", text, flags=re.DOTALL
+    )
 
 
 if __name__ == "__main__":

@@ -8,28 +8,16 @@ from cells import batch_for, build, generator
 
 from ssl_pretrain.data.batches import Sample
 from ssl_pretrain.functional.fusion import fuse
-from ssl_pretrain.methods import METHODS
 from ssl_pretrain.report.pictures import draw_picture
 from ssl_pretrain.training import display
 from ssl_pretrain.training.display import CANDIDATES, Pictures
-
-UNMASKED = ("ModelsGenesis", "VolumeFusion")
 
 
 def columns_of(made, batch, seed: int = 0):
     """The columns of a picture by their headings, and all of them."""
     with torch.no_grad():
-        columns = made.pictures(batch, generator(seed))["columns"]
+        columns = made.panels(batch, generator(seed))
     return {column.heading: column.values for column in columns}, columns
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_what_masks_nothing_names_its_own_columns(method):
-    made = build(method, "PrimusS" if method == "SimMIM" else "plans").eval()
-    with torch.no_grad():
-        arrays = made.pictures(batch_for(made), generator())
-    assert ("columns" in arrays) == (method in UNMASKED)
-    assert ("mask" in arrays) == (method not in UNMASKED)
 
 
 def test_models_genesis_shows_the_error_of_every_voxel():
@@ -97,9 +85,9 @@ def test_the_picture_of_a_run_is_made_of_as_many_crops_as_a_sample_has(method, c
     )
     titles = []
 
-    def draw(target, arrays, *, title, spacing):
+    def draw(target, columns, *, title, spacing):
         titles.append((title, spacing))
-        draw_picture(target, arrays, title=title, spacing=spacing)
+        draw_picture(target, columns, title=title, spacing=spacing)
 
     monkeypatch.setattr(display, "draw_picture", draw)
     Pictures(tmp_path / "pictures", 3, (2.0, 1.0, 1.0)).on_validation_end(trainer, made)

@@ -73,7 +73,22 @@ def test_the_dry_run_measures_it(made_up):
 
 
 def test_the_command_knows_it(made_up, tmp_path, capsys):
-    run = "7 3d_fullres all -epochs 1 -iters 1 -val_iters 1 -num_workers 0 -device cpu -o".split()
+    run = [
+        "7",
+        "3d_fullres",
+        "all",
+        "-epochs",
+        "1",
+        "-iters",
+        "1",
+        "-val_iters",
+        "1",
+        "-num_workers",
+        "0",
+        "-device",
+        "cpu",
+        "-o",
+    ]
     assert main([*run, str(tmp_path / "command"), "-m", "Gaussian"]) == 0
     assert "-m Gaussian" not in capsys.readouterr().err
     assert main([*run, str(tmp_path / "other"), "-m", "Gausian"]) == 2
