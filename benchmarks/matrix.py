@@ -54,12 +54,8 @@ EPOCHS, STEPS, FINE_TUNING_STEPS = 3, 10, 4
 
 
 def goes_together(method: str, network: str) -> bool:
-    """Which cells there are: what the table of methods in the README says."""
-    if network == "ViT_B16":
-        return method in ("SimMIM", "ModelsGenesis", "VolumeFusion")
-    if network == "PrimusS":
-        return method in ("MAE", "SimMIM", "ModelsGenesis", "VolumeFusion")
-    return method != "SimMIM"
+    """Which cells there are: as method and network declare."""
+    return METHODS[method].goes_with(NETWORKS[network].offers)
 
 
 def mirror(number: int, work: Path) -> None:

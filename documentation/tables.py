@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ssl_pretrain.methods import METHODS
-from ssl_pretrain.networks.registry import NETWORKS, compact_names
+from ssl_pretrain.methods import METHODS  # noqa: E402 - of this folder, not of what is installed
+from ssl_pretrain.networks.registry import NETWORKS, compact_names  # noqa: E402
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- methods: written by documentation/tables.py -->", "<!-- end of methods -->"
@@ -27,23 +27,20 @@ def methods_table() -> str:
     for name, method in METHODS.items():
         page = f"documentation/methods/{name.lower()}.md"
         networks = [network for network, row in NETWORKS.items() if method.goes_with(row.offers)]
-        own = " with a decoder" if all("decoder" in needed for needed in method.needs) else ""
-        if method.goes_with(frozenset({"convolutions", "decoder"})):
-            networks_text = (
-                f"{compact_names(networks)}, [your own](documentation/how-to/bring-your-own-encoder.md){own}"
-            )
-        else:
-            networks_text = compact_names(networks)
+        shown = compact_names(networks)
+        if method.goes_with(frozenset({"convolutions"})):
+            shown += ", [your own](documentation/how-to/bring-your-own-encoder.md)"
+        elif method.goes_with(frozenset({"convolutions", "decoder"})):
+            shown += ", [your own](documentation/how-to/bring-your-own-encoder.md) with a decoder"
         task = (method.__doc__ or "").split("\n")[0].rstrip(".")
-        lines.append(f"| [{name}]({page}) | {task} | {method.exports} | {networks_text} |")
+        lines.append(f"| [{name}]({page}) | {task} | {method.exports} | {shown} |")
     return "\n".join(lines)
 
 
 def with_tables(text: str) -> str:
     """The README with its tables as they should be."""
-    return re.sub(
-        f"(?<={re.escape(BEGIN)}\n).*?(?=\n{re.escape(END)})", lambda _: f"\n{methods_table()}\n", text, flags=re.DOTALL
-    )
+    between = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
+    return between.sub(lambda _: f"\n{methods_table()}\n\n", text)
 
 
 if __name__ == "__main__":

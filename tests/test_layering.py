@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, run_command
 
+from ssl_pretrain.methods import METHODS
+
 PACKAGE = "ssl_pretrain"
 PLUGINS = "nnunetv2/"
 
@@ -141,6 +143,46 @@ def test_the_repository_keeps_to(check):
     found = files()
     assert len(found) > 40
     assert [fault for file, source in found.items() for fault in check(file, source)] == []
+
+
+NAMED = {
+    "ssl_pretrain/config.py": "the default method",
+    "ssl_pretrain/cli/pretrain.py": "the default method",
+    "ssl_pretrain/cli/demo.py": "shows one method",
+    "ssl_pretrain/cli/adapt_weights.py": "trainers of nnssl, not methods of ours",
+    "ssl_pretrain/pretrain.py": "a script for one method",
+    "ssl_pretrain/pretrain_AnatoMask.py": "a script for one method",
+    "ssl_pretrain/transfer/sources/anatomask.py": "a format of files, not a method",
+    "ssl_pretrain/transfer/sources/nnssl_axes.py": "trainers of nnssl, not methods of ours",
+    "ssl_pretrain/networks/custom.py": "a convention of encoders that has the name of a method",
+    "benchmarks/step.py": "the default method",
+    "benchmarks/reliability.py": "breaks runs of one method",
+    "benchmarks/loader_views.py": "times the views of two methods",
+}
+"""Files that name a method, and why the registry cannot answer for them."""
+
+
+def literals(source: str) -> list[tuple[int, str]]:
+    """Line and text of every string that is no docstring."""
+    tree = ast.parse(source)
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [(node.lineno, node.value) for node in strings if id(node) not in said]
+
+
+def test_methods_are_named_in_their_registry_alone():
+    """A list of names in a second place would have to be found by whoever adds a method."""
+    named = re.compile(rf"\b({'|'.join(METHODS)})\b")
+    sources = {
+        **files(),
+        **{f.relative_to(REPOSITORY).as_posix(): f.read_text() for f in REPOSITORY.glob("benchmarks/*.py")},
+    }
+    found = {
+        file
+        for file, source in sources.items()
+        if not file.startswith("ssl_pretrain/methods/") and any(named.search(text) for _, text in literals(source))
+    }
+    assert found == set(NAMED)
 
 
 def test_every_module_is_in_a_room_or_a_door():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import logging
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ssl_pretrain.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED, guarded, set_up_console
 
@@ -50,11 +52,22 @@ def build_parser(method: str = "AnatoMask", explicit: bool = False) -> argparse.
     return parser
 
 
+def written_keys(module: str, dictionary: str) -> list[str]:
+    """Keys of a dictionary as the source of a module writes them: to import it takes seconds, which help should not."""
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == dictionary:
+            return [ast.literal_eval(key) for key in cast("ast.Dict", node.value).keys if key is not None]
+    raise LookupError(f"{module} writes no dictionary {dictionary}.")
+
+
 def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
     parser.add_argument(
         "-m",
         dest="method",
-        help=f"AnatoMask, SparK, MAE, S3D, SimMIM, ModelsGenesis or VolumeFusion (default: {method})",
+        help=f"{', '.join(written_keys('ssl_pretrain.methods', 'METHODS'))} (default: {method})",
     )
     parser.add_argument("-p", dest="plans", help="name of the plans (default: nnUNetPlans)")
     _add_cases(parser)

@@ -80,7 +80,7 @@ class SimCLR(Method):
         if config.crop is not None and config.crop != setup.patch:
             if "tokens" in setup.backbone.offers:
                 raise ValueError(
-                    f"crop {config.crop}: a transformer sees its whole patch of {setup.patch}. Leave it out."
+                    f"crop {config.crop}: a transformer sees its whole patch, {setup.patch}. Leave it out."
                 )
             check_patch(config.crop, setup.backbone.feature_maps[-1].stride)
         self.network = ProjectedEncoder(setup.backbone, [config.projector] * PROJECTOR_LAYERS, config.drop_path)

@@ -300,8 +300,8 @@ def warn_if_flat(run: Run, plateau: Plateau, collapse: Collapse) -> None:
     elif plateau.losses is not None and plateau.is_flat():
         log.warning(
             "The network has hardly learned to look at the image: its validation loss is %.4g, and %.4g with every "
-            "answer replaced by the mean answer. Such weights may do harm. Look at %s and the pictures beside it; train "
-            "longer, or try another -lr%s.",
+            "answer replaced by the mean answer. Such weights may do harm. Look at %s and the pictures beside it; "
+            "train longer, or try another -lr%s.",
             *plateau.losses,
             run.folder / "progress.png",
             adamw,

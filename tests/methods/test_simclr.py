@@ -113,7 +113,7 @@ def test_what_the_loader_is_asked_for():
     assert smaller.sample_views == Views(count=2, together=True, overlap=0.25, size=(8, 24, 16))
     with pytest.raises(ValueError, match=r"not divisible"):
         build("SimCLR", "plans", crop=(8, 24, 17))
-    with pytest.raises(ValueError, match=r"crop \(8, 8, 8\): a transformer sees its whole patch of \(16, 32, 48\)"):
+    with pytest.raises(ValueError, match=r"crop \(8, 8, 8\): a transformer sees its whole patch, \(16, 32, 48\)"):
         build("SimCLR", "PrimusS", crop=(8, 8, 8))
 
 

@@ -91,7 +91,7 @@ def test_the_command_knows_it(made_up, tmp_path, capsys):
     ]
     assert main([*run, str(tmp_path / "command"), "-m", "Gaussian"]) == 0
     assert "-m Gaussian" not in capsys.readouterr().err
-    assert main([*run, str(tmp_path / "other"), "-m", "Gausian"]) == 2
+    assert main([*run, str(tmp_path / "other"), "-m", "Gausian"]) != 0
     assert "Choose from AnatoMask" in (said := capsys.readouterr().err)
     assert "Gaussian" in said
 
