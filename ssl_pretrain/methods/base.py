@@ -289,11 +289,16 @@ class Method(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def first_of(batch: Batch) -> Batch:
-    """What concerns a method of the batch's first sample alone, where a sample is one crop."""
-    first: Batch = {"image": batch["image"][:1]}
+def first_of(batch: Batch, crops: int = 1) -> Batch:
+    """What concerns a method of the batch's first sample alone.
+
+    Args:
+        batch: whole samples.
+        crops: of a sample.
+    """
+    first: Batch = {"image": batch["image"][:crops]}
     if "ignored" in batch:
-        first["ignored"] = batch["ignored"][:1]
+        first["ignored"] = batch["ignored"][:crops]
     if "seeds" in batch:
         first["seeds"] = batch["seeds"][:1]
     return first

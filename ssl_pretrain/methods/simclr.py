@@ -14,9 +14,9 @@ from torch.nn.functional import normalize
 from ssl_pretrain.functional.augment import AugmentConfig, apply_augmentation_, draw_augmentation
 from ssl_pretrain.functional.contrast import nt_xent
 from ssl_pretrain.functional.geometry import Triple, check_patch
-from ssl_pretrain.functional.views import Views
+from ssl_pretrain.functional.views import Views, moved_onto
 from ssl_pretrain.functional.windows import hand_over
-from ssl_pretrain.methods.base import Batch, Exports, Method, MethodSetup, Needs, Output
+from ssl_pretrain.methods.base import Batch, Column, Exports, Method, MethodSetup, Needs, Output, first_of
 from ssl_pretrain.methods.heads import ProjectedEncoder
 from ssl_pretrain.methods.recipe import DEFAULTS, Family, OptimizerConfig
 
@@ -135,3 +135,14 @@ class SimCLR(Method):
                     crop.copy_(crop.rot90(turn, (1, 2)))
             apply_augmentation_(crops, draw_augmentation(count, image.shape[1], own, self.config))
         return image
+
+    def panels(self, batch: Batch, generator: torch.Generator) -> tuple[Column, ...]:
+        """Two views of a place, the second one moved to where it overlaps the first, and both as they are compared."""
+        first, second = batch["image"][:2]
+        seen = self.augmented(first_of(batch, 2), generator)
+        return (
+            Column("first view", "image", first),
+            Column("second view, where they overlap", "image", moved_onto(second, batch["affine"][:2])),
+            Column("first view, augmented", "image", seen[0]),
+            Column("second view, augmented", "image", seen[1]),
+        )
