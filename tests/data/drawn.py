@@ -15,7 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch as replaced
 
 import numpy as np
 import torch
@@ -24,12 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from made_data import write_case, write_unlabelled
 
-from ssl_pretrain.data.batches import assemble, finish
+from ssl_pretrain.data.batches import Sample, assemble, finish
 from ssl_pretrain.data.case_info import CaseInfo
 from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.crops import TRAIN, VALIDATION, CropDataset
+from ssl_pretrain.data.places import ViewPlaces
 from ssl_pretrain.data.pool import Case, CasePool, Source
-from ssl_pretrain.data.spatial import CropConfig
+from ssl_pretrain.data.spatial import CropConfig, within
+from ssl_pretrain.functional.views import Views
 
 RECORD = Path(__file__).with_name("drawn_crops.json")
 CROPS = 12
@@ -70,48 +71,45 @@ def digest(voxels: torch.Tensor) -> str:
     return hashlib.sha256(voxels.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-def crops_of(pool: CasePool, setting: dict[str, Any], *, finished: bool) -> list[Any]:
-    """Crops by number, in a list."""
-    crops = CropDataset(
+def samples_of(pool: CasePool, setting: dict[str, Any], views: Views, *, finished: bool) -> list[Sample]:
+    """As many samples as have all crops of the record."""
+    samples = CropDataset(
         pool,
         setting.get("patch", (16, 16, 16)),
         CropConfig(**setting.get("config", {})),
         setting.get("seed", 0),
         setting.get("stream", TRAIN),
         finished,
+        ViewPlaces(views),
     )
-    return [crops[number] for number in range(CROPS)]
+    return [samples[number] for number in range(CROPS // views.count)]
 
 
-def recorded(home: Path, setting: dict[str, Any], finished: bool = True) -> list[dict[str, Any]]:
+def recorded(
+    home: Path, setting: dict[str, Any], finished: bool = True, views: Views | None = None
+) -> list[dict[str, Any]]:
     """What is drawn under a setting, crop after crop.
 
     Args:
         home: folder for the cases.
         setting: one of :data:`SETTINGS`.
         finished: rotate and scale in the loader; otherwise as the device does.
+        views: crops of several cases; one per sample by default.
     """
+    views = views or Views()
     pool = made_pool(home, setting.get("balance", "cases"))
-    boxes: list[Any] = []
-    read = Cases.read
-
-    def listening(cases: Cases, identifier: str, box: Any) -> Any:
-        boxes.append(box)
-        return read(cases, identifier, box)
-
-    with replaced.object(Cases, "read", listening):
-        unfinished = crops_of(pool, setting, finished=False)
-    crops = crops_of(pool, setting, finished=finished)
-    batch = finish(assemble(crops), setting.get("patch", (16, 16, 16)))
+    unfinished = [crop for sample in samples_of(pool, setting, views, finished=False) for crop in sample]
+    batch = finish(assemble(samples_of(pool, setting, views, finished=finished)), setting.get("patch", (16, 16, 16)))
     rows = []
-    for crop, box, image, number in zip(unfinished, boxes, batch["image"], batch["index"], strict=True):
-        moved = crop.affine is not None
+    for crop, image, number in zip(unfinished, batch["image"], batch["index"], strict=True):
+        moved = crop.box is not None
+        first = crop.start if crop.box is None else crop.box
         rows.append(
             {
                 "case": crop.case,
                 "number": number,
-                "box": [list(corner) for corner in box],
-                "map": crop.affine.tolist() if moved else None,
+                "box": [list(first), np.add(first, crop.voxels.shape[1:]).tolist()],
+                "map": within(crop.affine, crop.box).tolist() if crop.box is not None else None,
                 "read": digest(crop.voxels),
                 "image": [round(float(image.double().mean()), 6), round(float(image.double().std()), 6)]
                 if moved
