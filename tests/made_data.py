@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from architectures import STRIDES, architecture
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
+
+from ssl_pretrain.data.batches import LoadedCrop
 
 NAME, IDENTIFIER = "Dataset007_Made", "nnUNetPlans_3d_fullres"
 PATCH = (16, 16, 16)
@@ -69,6 +72,12 @@ def write_unlabelled(
         if kind == "anatomy":
             ours["anatomy_voxels"] = np.argwhere(mask).astype(np.int32)
     (folder / f"{name}.pkl").write_bytes(pickle.dumps({"ssl_pretrain": ours}))
+
+
+def made_crop(voxels: torch.Tensor, number: int = 0, *, masked: bool = False) -> LoadedCrop:
+    """A finished crop as a loader makes it, of voxels (C, D, H, W)."""
+    affine = np.eye(3, 4, dtype=np.float32)
+    return LoadedCrop(voxels, None, (0, 0, 0), affine, (1.0, 1.0, 1.0), (0,) * len(voxels), masked, "a", number)
 
 
 def plans(patch: tuple[int, int, int] = PATCH, strides: str = "isotropic") -> dict[str, Any]:

@@ -1,37 +1,50 @@
-"""Samples -> batches: in one piece where nothing has to be computed, else with what the device needs to finish them."""
+"""Samples -> batches: in one piece where nothing has to be computed, else with what the device needs to finish it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_pretrain.data.spatial import resample
+from ssl_pretrain.data.spatial import Affine, resample, within
 from ssl_pretrain.functional.geometry import Triple
 
 TOUCHED = 1e-3
 """Share of an interpolated voxel that comes from ignored ones, from which on it is ignored too."""
 
 
-class Sample(NamedTuple):
-    """A crop, finished or not.
+class LoadedCrop(NamedTuple):
+    """A crop, finished or not. Only voxels are a tensor: each one that a process hands over costs a file handle.
 
     Attributes:
-        voxels: (C, D, H, W) of the patch, or of the box that the affine map reads; float32. With ``masked``, the last
+        voxels: (C, D, H, W) of the patch, or of a box that is still to be resampled; float32. With ``masked``, the last
             channel is 1 where voxels are to be ignored.
-        affine: (3, 4), still to be applied, or None.
+        box: first voxel in the case of that box; None where the crop is finished.
+        start: first voxel of the crop in the case, before the transform.
+        affine: (3, 4), from a voxel's offset from the crop's centre to voxels of the case.
+        spacing: mm per voxel of the case along each axis.
+        modality: code of what each channel shows.
         masked: whether there is such a channel.
         case: identifier.
         number: of the crop.
     """
 
     voxels: Tensor
-    affine: Tensor | None
+    box: Triple | None
+    start: Triple
+    affine: Affine
+    spacing: tuple[float, float, float]
+    modality: tuple[int, ...]
     masked: bool
     case: str
     number: int
+
+
+Sample = list[LoadedCrop]
+"""The crops of a sample, view after view."""
 
 
 def assemble(samples: Sequence[Sample], *, pinned: bool = False) -> dict[str, Any]:
@@ -42,33 +55,43 @@ def assemble(samples: Sequence[Sample], *, pinned: bool = False) -> dict[str, An
         pinned: put it into page-locked memory, from which a GPU reads without waiting.
 
     Returns:
-        ``image`` (B, C, D, H, W) and, with masks, ``ignored`` (B, 1, D, H, W), boolean; ``case`` and ``index``. Where
-        samples are not finished, ``plain``, ``boxes`` (filled up to one size), ``affine`` and ``moved`` instead of the
-        images: see :func:`finish`.
+        What :class:`~ssl_pretrain.methods.base.Batch` lists, but for the seeds. Where crops are not finished, there are
+        ``plain``, ``boxes`` (filled up to one size), ``into_boxes`` (the maps from the crops into them), ``masked`` and
+        ``moved`` instead of the images: see :func:`finish`.
     """
+    crops = [crop for sample in samples for crop in sample]
+
+    def tensor(rows: Sequence[Any], dtype: torch.dtype) -> Tensor:
+        made = torch.from_numpy(np.array(rows)).to(dtype)
+        return made.pin_memory() if pinned else made
+
     batch: dict[str, Any] = {
-        "case": [sample.case for sample in samples],
+        "case": [crop.case for crop in crops],
         # No tensor: those go to the device, and to ask it for a number would be to wait for it.
-        "index": [sample.number for sample in samples],
+        "index": [crop.number for crop in crops],
+        "start": tensor([crop.start for crop in crops], torch.int64),
+        "affine": tensor([crop.affine for crop in crops], torch.float32),
+        "spacing": tensor([crop.spacing for crop in crops], torch.float32),
+        "modality": tensor([crop.modality for crop in crops], torch.int64),
     }
-    unfinished = [sample for sample in samples if sample.affine is not None]
-    plain = [sample.voxels for sample in samples if sample.affine is None]
-    masked = samples[0].masked
-    if not unfinished:
+    maps = [within(crop.affine, crop.box) for crop in crops if crop.box is not None]
+    plain = [crop.voxels for crop in crops if crop.box is None]
+    masked = crops[0].masked
+    if not maps:
         return {**batch, **_split(_stacked(plain, pinned), masked)}
-    affine = torch.stack([sample.affine for sample in unfinished if sample.affine is not None])
-    batch |= {"boxes": _stacked([s.voxels for s in unfinished], pinned), "affine": affine, "masked": masked}
+    boxes = _stacked([crop.voxels for crop in crops if crop.box is not None], pinned)
+    batch |= {"boxes": boxes, "into_boxes": tensor(maps, torch.float32), "masked": masked}
     if plain:
         batch["plain"] = _stacked(plain, pinned)
-    return {**batch, "moved": [sample.affine is not None for sample in samples]}
+    return {**batch, "moved": [crop.box is not None for crop in crops]}
 
 
 def finish(batch: dict[str, Any], patch: Triple) -> dict[str, Any]:
     """Rotate, scale and mirror the crops that need it, all in one ``grid_sample``, on the device where they are."""
     if "boxes" not in batch:
         return batch
-    boxes, moved = batch["boxes"], batch["moved"]
-    done = resample(boxes, batch["affine"], patch)
+    moved = batch["moved"]
+    done = resample(batch["boxes"], batch["into_boxes"], patch)
     if not all(moved):
         # Numbers known to the host, so that the GPU is not waited for.
         whole = done.new_empty(len(moved), *done.shape[1:])
@@ -76,8 +99,8 @@ def finish(batch: dict[str, Any], patch: Triple) -> dict[str, Any]:
         for row, is_moved in enumerate(moved):
             whole[row] = next(sources[is_moved])
         done = whole
-    kept = {key: batch[key] for key in ("case", "index")}
-    return {**kept, **_split(done, batch["masked"])}
+    used = ("boxes", "into_boxes", "masked", "plain", "moved")
+    return {**{key: batch[key] for key in batch if key not in used}, **_split(done, batch["masked"])}
 
 
 def _split(voxels: Tensor, masked: bool) -> dict[str, Tensor]:

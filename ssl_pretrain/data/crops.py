@@ -1,40 +1,62 @@
-"""Crops by number: crop *i* of a run is a pure function of ``(seed, stream, i)``."""
+"""Samples by number: view *v* of sample *s* of a run is a pure function of ``(seed, stream, s, v)``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from math import prod
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ssl_pretrain.data.batches import Sample
-from ssl_pretrain.data.cases import Box, Cases
+from ssl_pretrain.data.batches import LoadedCrop, Sample
+from ssl_pretrain.data.cases import Box
+from ssl_pretrain.data.places import Place, Places, ViewPlaces
 from ssl_pretrain.data.pool import CasePool
-from ssl_pretrain.data.spatial import CropConfig, affine_of, box_to_read, draw_transform, mirrored, resample
+from ssl_pretrain.data.spatial import (
+    CropConfig,
+    affine_of,
+    box_to_read,
+    mirrored,
+    resample,
+    triple_of,
+    within,
+)
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.functional.views import Views
 
 TRAIN, VALIDATION = 0, 1
 """Streams of crops."""
 
+BLOCK = 32
+"""Edge, in voxels, of the blocks in which nnU-Net has most images compressed."""
+
 
 class CropDataset(Dataset[Sample]):
-    """Crops of a pool of cases; any index is valid, so there is no end to them.
+    """Samples of crops of a pool of cases; any index is valid, so there is no end to them.
 
     Args:
         pool: where the voxels are.
-        patch: voxels per axis.
+        patch: voxels of a crop per axis.
         config: sampling and augmentation.
         seed: seed of the run.
         stream: separates training from validation.
-        finish: rotate and scale here; otherwise the samples carry what :func:`~ssl_pretrain.data.batches.finish` needs.
+        finish: rotate and scale here; otherwise the crops carry what :func:`~ssl_pretrain.data.batches.finish` needs.
+        places: where a sample's crops are; one by default.
+        modalities: sorted names that the codes of the modalities count; those of the pool by default.
     """
 
     def __init__(
-        self, pool: CasePool, patch: Triple, config: CropConfig, seed: int, stream: int, finish: bool = True
+        self,
+        pool: CasePool,
+        patch: Triple,
+        config: CropConfig,
+        seed: int,
+        stream: int,
+        finish: bool = True,
+        places: Places | None = None,
+        modalities: Sequence[str] = (),
     ) -> None:
         self.pool = pool
         self.patch = patch
@@ -42,58 +64,67 @@ class CropDataset(Dataset[Sample]):
         self.seed = seed
         self.stream = stream
         self.finish = finish
+        self.places = places or ViewPlaces(Views())
+        self.codes = np.searchsorted(modalities or pool.modalities, pool.modalities)
 
     def __getitem__(self, index: int) -> Sample:
-        rng = np.random.default_rng([self.seed, self.stream, index])
-        cases, identifier = self.pool.draw(rng)
-        transform = draw_transform(self.config, self.patch, rng)
-        start = self._draw_start(cases, identifier, rng)
-        box = box_to_read(transform, start, self.patch)
-        voxels = self._read(cases, identifier, box)
-        masked = self.config.ignore_anonymized
-        if transform.matrix is None:
-            return Sample(mirrored(voxels, transform), None, masked, identifier, index)
-        affine = affine_of(transform, box, start, self.patch)
-        if not self.finish:
-            return Sample(voxels, affine, masked, identifier, index)
-        return Sample(resample(voxels[None], affine[None], self.patch)[0], None, masked, identifier, index)
+        places = self.places.draw(self.pool, self.config, self.patch, index, self._random)
+        boxes = [box_to_read(place.transform, place.start, self.patch) for place in places]
+        crops = zip(places, boxes, self._read(places, boxes), strict=True)
+        return [self._crop(*crop, index * len(places) + view) for view, crop in enumerate(crops)]
 
-    def _read(self, cases: Cases, identifier: str, box: Box) -> Tensor:
+    def _random(self, *path: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.stream, *path])
+
+    def _crop(self, place: Place, box: Box, voxels: Tensor, number: int) -> LoadedCrop:
+        affine = affine_of(place.transform, place.start, self.patch)
+        unfinished = None
+        if place.transform.matrix is None:
+            voxels = mirrored(voxels, place.transform)
+        elif self.finish:
+            voxels = resample(voxels[None], torch.from_numpy(within(affine, box[0]))[None], self.patch)[0]
+        else:
+            unfinished = box[0]
+        return LoadedCrop(
+            voxels=voxels,
+            box=unfinished,
+            start=place.start,
+            affine=affine,
+            spacing=self.pool.sources[self.pool.source_of[place.row]].spacing,
+            modality=tuple(self.codes[self.pool.modality[place.row]].tolist()),
+            masked=self.config.ignore_anonymized,
+            case=str(self.pool.identifiers[place.row]),
+            number=number,
+        )
+
+    def _read(self, places: Sequence[Place], boxes: Sequence[Box]) -> list[Tensor]:
+        """Voxels of each box; of one case all from one box around them where that is less to decompress."""
+        lows, highs = zip(*boxes, strict=True)
+        around = triple_of(np.min(lows, axis=0)), triple_of(np.max(highs, axis=0))
+        if len({place.row for place in places}) > 1 or decompressed(around) >= sum(map(decompressed, boxes)):
+            return [self._read_box(place.row, box) for place, box in zip(places, boxes, strict=True)]
+        voxels = self._read_box(places[0].row, around)
+        parts = [
+            tuple(slice(a - first, b - first) for a, b, first in zip(*box, around[0], strict=True)) for box in boxes
+        ]
+        return [voxels[(slice(None), *part)] for part in parts]
+
+    def _read_box(self, row: int, box: Box) -> Tensor:
         """Voxels (C, d, h, w), with the mask of what is to be ignored as one more channel where that is asked for."""
+        cases, identifier = self.pool.case(row)
         voxels = torch.from_numpy(cases.read(identifier, box))
         if not self.config.ignore_anonymized:
             return voxels
         return torch.cat([voxels, torch.from_numpy(cases.read_mask(identifier, "anonymization", box))])
 
-    def _draw_start(self, cases: Cases, identifier: str, rng: np.random.Generator) -> Triple:
-        """First voxel of the crop: uniform over all places inside, or around a voxel of a label or of the anatomy."""
-        shape = cases.shape(identifier)
-        lows, highs = zip(*(place_range(n, p) for n, p in zip(shape, self.patch, strict=True)), strict=True)
-        start = rng.integers(lows, np.array(highs) + 1)
-        wants_foreground, which_class, which_voxel = rng.random(3)
-        candidates: list[npt.NDArray[np.integer[Any]]] = []
-        if wants_foreground < self.config.oversample_foreground:
-            candidates = [voxels[:, -3:] for voxels in cases.foreground(identifier).values()]
-        if not candidates and self.config.sample_in == "anatomy":
-            candidates = [voxels for voxels in (cases.anatomy(identifier),) if len(voxels)]
-        if candidates:
-            voxels = candidates[int(which_class * len(candidates))]
-            voxel = np.asarray(voxels[int(which_voxel * len(voxels))])
-            start = np.clip(voxel - np.array(self.patch) // 2, lows, highs)
-        d, h, w = (int(x) for x in start)
-        return d, h, w
 
-
-def place_range(size: int, patch: int) -> tuple[int, int]:
-    """First and last start of a patch along an axis; a smaller volume is centred in it, as in nnU-Net."""
-    missing = max(patch - size, 0)
-    if missing:
-        return -missing // 2, -(missing // 2)
-    return 0, size - patch
+def decompressed(box: Box) -> int:
+    """Voxels that are decompressed for a box, on average over its places: only whole blocks can be."""
+    return prod(b - a + BLOCK - 1 for a, b in zip(*box, strict=True))
 
 
 class CropSampler(Sampler[int]):
-    """The indices of one epoch's crops for one process; knows where a continued run left off.
+    """The numbers of one epoch's samples for one process; knows where a continued run left off.
 
     Args:
         iterations: batches per epoch.

@@ -92,6 +92,13 @@ class Plan:
     plans: dict[str, Any]
     dataset: dict[str, Any]
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """What the channels of the images show, in their order."""
+        # nnU-Net's first version called them modalities.
+        names: dict[str, str] = self.dataset.get("channel_names") or self.dataset["modality"]
+        return tuple(names.values())
+
 
 def environment_folder(variable: str) -> Path:
     """The folder an environment variable of nnU-Net names.

@@ -31,11 +31,14 @@ class Tidy:
 
     def __call__(self, sample: Sample) -> Sample:
         """The sample as it is, in shared memory."""
-        sample.voxels.share_memory_()  # type: ignore[no-untyped-call]
+        # A part of what was read for several crops would bring all of it along.
+        whole = [crop._replace(voxels=crop.voxels.clone()) if crop.voxels._is_view() else crop for crop in sample]
+        for crop in whole:
+            crop.voxels.share_memory_()  # type: ignore[no-untyped-call]
         self.samples += 1
         if self.samples % EVERY == 0:
             trim_heap()
-        return sample
+        return whole
 
 
 def trim_heap() -> None:

@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader
 from ssl_pretrain.data.batches import Sample, assemble, finish
 from ssl_pretrain.data.crops import TRAIN, VALIDATION, CropDataset, CropSampler
 from ssl_pretrain.data.memory import Tidy
+from ssl_pretrain.data.places import ViewPlaces
 from ssl_pretrain.data.pool import CasePool
-from ssl_pretrain.data.spatial import CropConfig, box_to_read, draw_transform
+from ssl_pretrain.data.spatial import CropConfig, box_to_read, draw_transform, voxels_in
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.functional.views import Views
 
 AugmentOn = Literal["loader", "device"]
 
@@ -143,18 +145,20 @@ class CropData(LightningDataModule):
     Args:
         train: cases to train on.
         validation: cases to validate on.
-        patch: voxels per axis.
+        patch: voxels of a crop per axis, where ``views`` do not say it.
         config: sampling and augmentation; validation is not augmented.
-        batch_size: crops per batch and device.
+        batch_size: samples per batch and device.
         iterations: optimiser steps per epoch.
-        val_iterations: validation batches per epoch, the same crops every time.
+        val_iterations: validation batches per epoch, the same samples every time.
         seed: seed of the run.
         num_workers: processes that read; 0 reads in the training process.
         accumulate: batches per optimiser step.
         augment_on: rotate and scale in the reading processes (``loader``), or whole batches on the ``device``.
         pinned: put batches into page-locked memory, for a GPU.
+        views: the crops of a sample; one by default.
 
     Attributes:
+        modalities: names behind the codes of the batches' ``modality``, sorted; of all cases of the run.
         waiting: asked with the seconds so far by who waits for a crop; raises to end it. The owner of a run may set it.
     """
 
@@ -173,6 +177,7 @@ class CropData(LightningDataModule):
         accumulate: int = 1,
         augment_on: AugmentOn = "loader",
         pinned: bool = False,
+        views: Views | None = None,
     ) -> None:
         super().__init__()
         self.accumulate = accumulate
@@ -181,10 +186,17 @@ class CropData(LightningDataModule):
         self.val_iterations = val_iterations
         self.num_workers = num_workers
         self.pinned = pinned
-        self.patch = patch
+        self.views = views or Views()
+        self.patch = self.views.size or patch
         self.waiting: Callable[[float], None] = wait_patiently
-        self.train_crops = CropDataset(train, patch, config, seed, TRAIN, finish=augment_on == "loader")
-        self.val_crops = CropDataset(validation, patch, config.without_augmentation(), seed, VALIDATION)
+        self.modalities = tuple(sorted({*train.modalities, *validation.modalities}))
+
+        def samples(pool: CasePool, crops: CropConfig, stream: int, finish: bool) -> CropDataset:
+            places = ViewPlaces(self.views)
+            return CropDataset(pool, self.patch, crops, seed, stream, finish, places, self.modalities)
+
+        self.train_crops = samples(train, config, TRAIN, augment_on == "loader")
+        self.val_crops = samples(validation, config.without_augmentation(), VALIDATION, True)
 
     def train_dataloader(self) -> BatchLoader:
         """Batches of the current epoch, from the step at which the trainer stands."""
@@ -217,10 +229,11 @@ class CropData(LightningDataModule):
         voxels = [prod(self.patch)]
         if not crops.finish:
             transforms = (draw_transform(crops.config, self.patch, rng) for _ in range(99))
-            boxes = [box_to_read(transform, (0, 0, 0), self.patch) for transform in transforms]
-            voxels = [prod(int(b - a) for a, b in zip(*box, strict=True)) for box in boxes]
+            voxels = [voxels_in(box_to_read(transform, (0, 0, 0), self.patch)) for transform in transforms]
         samples = self.num_workers * samples_ahead(self.batch_size, self.num_workers) + self.batch_size
-        return int(samples * np.mean(voxels) * (channels + crops.config.ignore_anonymized) * 4)  # of float32
+        return int(
+            samples * self.views.count * np.mean(voxels) * (channels + crops.config.ignore_anonymized) * 4
+        )  # of float32
 
     def _loader(self, crops: CropDataset, sampler: CropSampler) -> BatchLoader:
         return BatchLoader(

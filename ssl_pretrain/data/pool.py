@@ -21,10 +21,14 @@ class Source:
     Attributes:
         dataset: ``DatasetXXX_Name``.
         cases: of the folder.
+        spacing: mm per voxel along each axis.
+        channel_names: what the images show, from ``dataset.json``; empty where nobody said.
     """
 
     dataset: str
     cases: Cases
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channel_names: tuple[str, ...] = ()
 
 
 class Case(NamedTuple):
@@ -50,6 +54,11 @@ class CasePool:
         sources: the folders.
         members: the cases; at least one.
         balance: what is drawn uniformly first: a case, a dataset, or a subject; then one of its cases.
+
+    Attributes:
+        modalities: names of what the channels of the cases show, sorted.
+        modality: (cases, channels), of each case's channels the number among those names: the modality of the case
+            where its collection says it, else the name of the channel.
     """
 
     def __init__(self, sources: Sequence[Source], members: Sequence[Case], balance: Balance = "cases") -> None:
@@ -63,6 +72,10 @@ class CasePool:
         elif balance == "datasets":
             names = [self.sources[case.source].dataset for case in members]
         _, groups = np.unique(np.array(names), return_inverse=True)
+        shown = [_modalities(self.sources[case.source], case.info) for case in members]
+        self.modalities: tuple[str, ...] = tuple(sorted({name for row in shown for name in row}))
+        numbers = {name: number for number, name in enumerate(self.modalities)}
+        self.modality = np.array([[numbers[name] for name in row] for row in shown], dtype=np.int16)
         self._by_group = np.argsort(groups, kind="stable")
         self._ends = np.cumsum(np.bincount(groups))
 
@@ -74,17 +87,27 @@ class CasePool:
 
     @property
     def names(self) -> list[str]:
-        """Dataset, folder and identifier of every case, sorted."""
+        """Dataset, folder and identifier of every case."""
         folders = [f"{source.dataset}/{source.cases.folder.name}" for source in self.sources]
         cases = zip(self.source_of.tolist(), self.identifiers.tolist(), strict=True)
-        return sorted(f"{folders[source]}/{name}" for source, name in cases)
+        return [f"{folders[source]}/{name}" for source, name in cases]
 
     def __len__(self) -> int:
         return len(self.identifiers)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Cases, str]:
-        """A folder and one of its cases."""
+    def draw(self, rng: np.random.Generator) -> int:
+        """Row of a case."""
         group = int(rng.integers(len(self._ends))) if len(self._ends) > 1 else 0
         start = int(self._ends[group - 1]) if group else 0
-        row = self._by_group[start + int(rng.integers(int(self._ends[group]) - start))]
+        return int(self._by_group[start + int(rng.integers(int(self._ends[group]) - start))])
+
+    def case(self, row: int) -> tuple[Cases, str]:
+        """Folder and identifier of a case."""
         return self.sources[self.source_of[row]].cases, str(self.identifiers[row])
+
+
+def _modalities(source: Source, info: CaseInfo) -> tuple[str, ...]:
+    """What each channel of a case shows."""
+    if info.modality is not None:
+        return (info.modality,) * source.cases.channels
+    return source.channel_names or ("unknown",) * source.cases.channels

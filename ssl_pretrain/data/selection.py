@@ -69,7 +69,7 @@ def select(
     for files, plan in datasets:
         for cases in _folders(files, plan, use):
             members += _members(len(sources), files.name, cases, plan)
-            sources.append(Source(files.name, cases))
+            sources.append(Source(files.name, cases, plan.spacing, plan.channel_names))
     left = keep(filters, members, lambda case: case.info) if filters else members
     train, validation, note = _split(datasets, fold, sources, members, left)
     _check_masks(sources, train, masks)

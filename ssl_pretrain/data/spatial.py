@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import cos, prod, sin
-from typing import Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ ANISOTROPIC = 3.0
 """nnU-Net's ANISO_THRESHOLD: beyond this ratio of the patch's axes, it rotates and scales in the plane only."""
 
 Matrix = npt.NDArray[np.float64]
+Affine = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,26 +105,42 @@ def rotation_matrix(angles: npt.ArrayLike) -> Matrix:
 
 def box_to_read(transform: Transform, start: Triple, patch: Triple) -> Box:
     """The voxels a crop needs: the patch itself, or the box around the transformed patch plus interpolation."""
-    stop = tuple(s + p for s, p in zip(start, patch, strict=True))
     if transform.matrix is None:
-        return start, (stop[0], stop[1], stop[2])
+        return start, triple_of(np.add(start, patch))
     half = (np.array(patch) - 1) / 2
     centre = np.array(start) + half
     reach = np.abs(transform.matrix) @ half
-    low, high = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int) + 1
-    return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
+    return triple_of(np.floor(centre - reach)), triple_of(np.ceil(centre + reach) + 1)
 
 
-def affine_of(transform: Transform, box: Box, start: Triple, patch: Triple) -> Tensor:
-    """Where the voxels of a crop lie in the box that was read for it: (3, 4), in voxels.
+def triple_of(values: npt.NDArray[Any]) -> Triple:
+    """Three whole numbers of an array, as plain ones."""
+    d, h, w = (int(value) for value in values)
+    return d, h, w
 
-    An output voxel at offset ``o`` from the crop's centre is at ``A[:, :3] @ o + A[:, 3]`` of the box. Mirroring is a
+
+def voxels_in(box: Box) -> int:
+    """Number of voxels of a box."""
+    return prod(b - a for a, b in zip(*box, strict=True))
+
+
+def affine_of(transform: Transform, start: Triple, patch: Triple) -> Affine:
+    """Where the voxels of a crop lie in its case: (3, 4) float32, in voxels.
+
+    An output voxel at offset ``o`` from the crop's centre is at ``A[:, :3] @ o + A[:, 3]`` of the case. Mirroring is a
     change of sign of ``o``.
     """
     matrix = np.eye(3) if transform.matrix is None else transform.matrix
-    centre = np.array(start) + (np.array(patch) - 1) / 2 - np.array(box[0])
+    centre = np.array(start) + (np.array(patch) - 1) / 2
     affine = np.concatenate([matrix * np.where(transform.mirror, -1.0, 1.0), centre[:, None]], axis=1)
-    return torch.from_numpy(affine).float()
+    return affine.astype(np.float32)
+
+
+def within(affine: Affine, first: Triple) -> Affine:
+    """The same map to the voxels of a box that begins at voxel ``first`` of the case."""
+    moved = affine.copy()
+    moved[:, 3] -= first
+    return moved
 
 
 def mirrored(voxels: Tensor, transform: Transform) -> Tensor:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
 
 from ssl_pretrain.functional.geometry import Triple
 
@@ -28,3 +32,33 @@ class Views:
             raise ValueError(f"count must be at least 1, got {self.count}.")
         if not 0.0 <= self.overlap <= 1.0:
             raise ValueError(f"overlap must lie between 0 and 1, got {self.overlap}.")
+
+
+def common_boxes(affine: Tensor, size: Triple) -> Tensor:
+    """Voxels that the crops of a sample have in common, as boxes in each crop's own frame.
+
+    Rotation and scale must be those of the whole sample: then what two crops share is a box along the axes of both.
+    A voxel counts where its centre lies within the other crop. The device is not waited for.
+
+    Args:
+        affine: (B, V, 3, 4), from a voxel's offset from its crop's centre to voxels of the case, mirroring included.
+        size: voxels of a crop per axis.
+
+    Returns:
+        (B, V, V, 3, 2) int64: at ``[b, i, j]`` the first voxel along each axis of crop *i* that lies within crop *j*,
+        and the one after the last; equal where there is none. The box at ``[b, j, i]`` shows the same in crop *j*.
+    """
+    maps, centres = affine[..., :3], affine[..., 3]
+    inverse = torch.linalg.inv_ex(maps)[0]
+    # Crop i seen from crop j: centre, and the axes that run the other way.
+    shift = torch.einsum("bjxy,bijy->bijx", inverse, centres[:, :, None] - centres[:, None])
+    signs = torch.einsum("bjxy,biyx->bijx", inverse, maps).sign()
+    whole = (shift * signs).round().long()
+    ends = (torch.stack([-n, p - n], dim=-1).clamp(0, p) for n, p in zip(whole.unbind(-1), size, strict=True))
+    return torch.stack(list(ends), dim=-2)
+
+
+def overlaps(affine: Tensor, size: Triple) -> Tensor:
+    """Share of crop *i*'s voxels that lie within crop *j*, (B, V, V), from the same as :func:`common_boxes`."""
+    first, stop = common_boxes(affine, size).unbind(-1)
+    return (stop - first).prod(-1) / prod(size)

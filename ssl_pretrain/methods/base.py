@@ -34,12 +34,17 @@ Exports = Literal["encoder", "network"]
 
 
 class Batch(TypedDict, total=False):
-    """What a loader yields.
+    """What a loader yields: the crops of its samples, those of one sample one after the other.
 
     Keys:
         image: (B, C, D, H, W) float32, normalised by nnU-Net.
         case: identifiers of the cases the crops come from.
-        index: numbers of the crops, known to the host.
+        index: numbers of the crops, known to the host: that of the sample times its crops, plus that of the view.
+        start: (B, 3) int64, first voxel of each crop in its case, before the transform.
+        affine: (B, 3, 4) float32, from a voxel's offset from the crop's centre to voxels of the case; mirroring and
+            zoom are in it.
+        spacing: (B, 3) float32, mm per voxel of the case.
+        modality: (B, C) int64, what each channel shows: numbers of the names in ``CropData.modalities``.
         ignored: (B, 1, D, H, W) boolean, voxels to leave out of the loss; absent where all count.
         seeds: what is random in each sample, a function of its number; absent outside of a run.
     """
@@ -47,6 +52,10 @@ class Batch(TypedDict, total=False):
     image: Tensor
     case: list[str]
     index: list[int]
+    start: Tensor
+    affine: Tensor
+    spacing: Tensor
+    modality: Tensor
     ignored: Tensor
     seeds: list[int]
 

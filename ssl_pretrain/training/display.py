@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
 
-from ssl_pretrain.data.batches import Sample, assemble
+from ssl_pretrain.data.batches import LoadedCrop, Sample, assemble
 from ssl_pretrain.data.crops import CropDataset
 from ssl_pretrain.methods.base import VALIDATION_STREAM, Method
 from ssl_pretrain.report.pictures import draw_picture
@@ -30,7 +30,7 @@ WIDEST = 150
 """Columns of a progress bar."""
 
 CANDIDATES = 8
-"""Validation crops among which that of the picture is chosen: many crops of a scan are all air."""
+"""Validation samples among which that of the picture is chosen: many crops of a scan are all air."""
 
 
 class NarrowBar(Tqdm):
@@ -120,25 +120,22 @@ class Pictures(Callback):
 
     @staticmethod
     def _fixed_sample(trainer: Trainer, method: Method) -> Any:
-        batch = assemble(richest_sample(cast("Any", trainer).datamodule.val_crops, method.sample_views.count))
+        batch = assemble([richest_sample(cast("Any", trainer).datamodule.val_crops)])
         return {key: value.to(method.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-def richest_sample(crops: CropDataset | Sequence[Sample], size: int) -> list[Sample]:
+def richest_sample(samples: CropDataset | Sequence[Sample]) -> Sample:
     """The one of the first samples with the most contrast, which is where there is something to see.
 
     Args:
-        crops: of the validation, by number, the same in every epoch.
-        size: crops of a sample.
+        samples: of the validation, by number, the same in every epoch.
     """
-    read = [crops[number] for number in range(max(CANDIDATES, size))]
-    samples = [read[first : first + size] for first in range(0, len(read) - size + 1, size)]
-    return max(samples, key=lambda sample: contrast(sample[0]))
+    return max((samples[number] for number in range(CANDIDATES)), key=lambda sample: contrast(sample[0]))
 
 
-def contrast(sample: Sample) -> float:
+def contrast(crop: LoadedCrop) -> float:
     """Standard deviation of a crop's intensities, mean over channels without the mask; -inf where it is not finite."""
-    voxels = sample.voxels[: -1 if sample.masked else None]
+    voxels = crop.voxels[: -1 if crop.masked else None]
     # Between channels there is always some: air, too, has another intensity in each.
     found = float(voxels.flatten(1).std(1).mean())
     return found if isfinite(found) else -inf

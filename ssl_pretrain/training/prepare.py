@@ -20,6 +20,7 @@ from ssl_pretrain.data.module import CropData
 from ssl_pretrain.data.selection import Selection, check_agreement, select
 from ssl_pretrain.files import check_name
 from ssl_pretrain.functional.geometry import Triple, check_patch
+from ssl_pretrain.functional.views import Views
 from ssl_pretrain.methods import Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import build_backbone
 from ssl_pretrain.networks.primus import PrimusBackbone
@@ -104,7 +105,7 @@ def prepare(config: PretrainConfig, *, resume: bool = False, trust_plans: bool =
     )
     method = _method(config, plan, files.plans, resume, trust_plans)
     _check_cases(method, cases)
-    data = _data(config, cases, method.sample_views.count)
+    data = _data(config, cases, method.sample_views)
     check_shared_memory(data.shared_bytes(plan.input_channels) * config.num_gpus)
     return Run(
         config,
@@ -248,14 +249,14 @@ def _check_cases(method: Method, cases: Selection) -> None:
         )
 
 
-def _data(config: PretrainConfig, cases: Selection, crops_per_sample: int) -> CropData:
+def _data(config: PretrainConfig, cases: Selection, views: Views) -> CropData:
     assert config.patch_size and config.batch_size and config.num_workers is not None
     return CropData(
         cases.train,
         cases.validation,
         config.patch_size,
         config.crops,
-        batch_size=config.batch_size * crops_per_sample,
+        batch_size=config.batch_size,
         iterations=config.iters,
         val_iterations=config.val_iters,
         seed=config.seed,
@@ -263,4 +264,5 @@ def _data(config: PretrainConfig, cases: Selection, crops_per_sample: int) -> Cr
         accumulate=config.task.accumulate,
         augment_on=config.augment_on,
         pinned=config.device == "cuda",
+        views=views,
     )

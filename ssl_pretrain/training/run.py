@@ -169,7 +169,7 @@ def check_same_cases(run: Run) -> None:
 
 def cases_of(run: Run) -> dict[str, list[str]]:
     """Names of the cases that are trained on and validated on."""
-    return {"train": run.cases.train.names, "validation": run.cases.validation.names}
+    return {"train": sorted(run.cases.train.names), "validation": sorted(run.cases.validation.names)}
 
 
 def _fit(run: Run, checkpoint: Path | None) -> tuple[History, Plateau, Collapse]:

@@ -1,17 +1,26 @@
+from typing import get_type_hints
+
 import numpy as np
 import pytest
 import torch
-from made_data import PATCH, volume, write_unlabelled
+from made_data import PATCH, volume, write_case, write_unlabelled
+from scipy.ndimage import map_coordinates
 
 from ssl_pretrain.data.batches import assemble, finish
+from ssl_pretrain.data.case_info import CaseInfo
 from ssl_pretrain.data.cases import CaseError, Cases
 from ssl_pretrain.data.crops import TRAIN, CropDataset
-from ssl_pretrain.data.pool import CasePool
-from ssl_pretrain.data.spatial import CropConfig
+from ssl_pretrain.data.module import CropData
+from ssl_pretrain.data.places import Place, ViewPlaces
+from ssl_pretrain.data.pool import Case, CasePool, Source
+from ssl_pretrain.data.spatial import CropConfig, Transform
+from ssl_pretrain.functional.views import Views
+from ssl_pretrain.methods.base import Batch
 
 SHAPE = (24, 26, 28)
 ALWAYS = CropConfig(rotation_p=1.0, scale_p=1.0)
 IGNORING = CropConfig(rotation_p=0.5, scale_p=0.5, ignore_anonymized=True)
+NEAR = Views(count=2, together=True, overlap=0.5)
 
 
 def box_mask(lo: int, hi: int, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
@@ -48,13 +57,15 @@ def test_the_device_makes_the_crops_that_the_loader_makes(cases, config):
 def test_crops_that_are_not_moved_are_the_same_to_the_bit(cases):
     loader, device = (batch(cases, CropConfig(), finished=finished) for finished in (True, False))
     crops = CropDataset(CasePool.of(cases), PATCH, CropConfig(), 0, TRAIN, finish=False)
-    still = [i for i in range(6) if crops[i].affine is None]
+    still = [i for i in range(6) if crops[i][0].box is None]
     assert 0 < len(still) < 6
     assert torch.equal(loader["image"][still], device["image"][still])
 
 
 def test_without_masks_nothing_is_said_about_ignoring(cases):
-    assert set(batch(cases, CropConfig(), finished=True)) == {"image", "case", "index"}
+    keys = {"image", "case", "index", "start", "affine", "spacing", "modality"}
+    assert set(batch(cases, CropConfig(), finished=True)) == keys
+    assert keys | {"ignored", "seeds"} == set(get_type_hints(Batch))
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -93,12 +104,82 @@ def test_a_mask_of_another_shape_is_named(tmp_path):
         CropDataset(pool, PATCH, CropConfig(ignore_anonymized=True), 0, TRAIN)[0]
 
 
-def test_crops_are_centred_in_the_anatomy(cases):
-    config = CropConfig(sample_in="anatomy").without_augmentation()
-    dataset = CropDataset(CasePool.of(cases, ["case_1"]), PATCH, config, 0, TRAIN)
-    starts = np.array([dataset._draw_start(cases, "case_1", np.random.default_rng(i)) for i in range(200)])
-    # Centre voxels 14 to 19, half a patch of 8 before them, and no further than the last place in the volume.
-    assert (starts.min(axis=0) == 6).all()
-    assert (starts.max(axis=0) == [8, 10, 11]).all()
-    elsewhere = [dataset._draw_start(cases, "case_0", np.random.default_rng(i)) for i in range(200)]
-    assert min(min(start) for start in elsewhere) == 0, "a case without the mask is drawn from everywhere"
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("views", [Views(), Views(count=3, together=True, overlap=0.6, size=(12, 9, 14))], ids=str)
+def test_the_map_of_a_crop_says_where_in_the_case_its_voxels_lie(cases, finished, views):
+    size = views.size or PATCH
+    config = CropConfig(rotation_p=0.5, scale_p=0.5)
+    crops = CropDataset(CasePool.of(cases), size, config, 0, TRAIN, finished, ViewPlaces(views))
+    made = finish(assemble([crops[i] for i in range(6)]), size)
+    offsets = np.stack(np.meshgrid(*[np.arange(p) - (p - 1) / 2 for p in size], indexing="ij"))
+    for image, affine, start, name in zip(made["image"], made["affine"], made["start"], made["case"], strict=True):
+        whole = volume(int(name[-1]), SHAPE, channels=2)
+        places = np.tensordot(affine[:, :3].numpy(), offsets, 1) + affine[:, 3].numpy()[:, None, None, None]
+        for ours, channel in zip(image, whole, strict=True):
+            expected = map_coordinates(channel, places, order=1, mode="grid-constant", cval=0.0)
+            np.testing.assert_allclose(ours.numpy(), expected, atol=5e-4)
+        assert affine[:, 3].tolist() == [s + (p - 1) / 2 for s, p in zip(start.tolist(), size, strict=True)]
+
+
+def test_a_batch_says_spacing_and_modality_of_each_crop(cases):
+    sources = [Source("one", cases, (3.0, 1.5, 0.5)), Source("two", cases, channel_names=("T2w", "CT"))]
+    known = CaseInfo(modality="T1w")
+    pools = [
+        CasePool(sources, [Case(0, "case_0", "x", known), Case(1, "case_1", "y", CaseInfo())]),
+        CasePool(sources, [Case(1, "case_2", "z", CaseInfo(modality="PET"))]),
+    ]
+    size = {"batch_size": 8, "iterations": 1, "val_iterations": 1, "seed": 0, "num_workers": 0}
+    data = CropData(*pools, PATCH, CropConfig(), **size)
+    assert data.modalities == ("CT", "PET", "T1w", "T2w"), "one list for training and validation"
+    (train,), (validation,) = data.train_dataloader(), data.val_dataloader()
+    assert (train["spacing"].dtype, train["modality"].dtype) == (torch.float32, torch.int64)
+    rows = zip(train["case"], train["spacing"].tolist(), train["modality"].tolist(), strict=True)
+    expected = {"case_0": ([3.0, 1.5, 0.5], [2, 2]), "case_1": ([1.0, 1.0, 1.0], [3, 0])}
+    assert {name: found for name, *found in rows} == {name: list(found) for name, found in expected.items()}
+    assert validation["modality"].tolist() == [[1, 1]] * 8
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Boxes that were read."""
+    found, read = [], Cases.read
+    monkeypatch.setattr(Cases, "read", lambda *request: found.append(request[2]) or read(*request))
+    return found
+
+
+@pytest.mark.parametrize("config", [CropConfig(), ALWAYS, IGNORING])
+@pytest.mark.parametrize("finished", [True, False])
+def test_crops_of_one_case_are_the_same_to_the_bit_whether_read_at_once_or_each_by_itself(
+    cases, config, finished, reads, monkeypatch
+):
+    crops = CropDataset(CasePool.of(cases), PATCH, config, 0, TRAIN, finished, ViewPlaces(NEAR))
+    together = [crops[i] for i in range(20)]
+    assert len(reads) == 20
+    monkeypatch.setattr("ssl_pretrain.data.crops.decompressed", lambda _: 0)
+    apart = [crops[i] for i in range(20)]
+    assert len(reads) == 20 + 40
+    for ours, theirs in zip(together, apart, strict=True):
+        assert [crop[1:3] for crop in ours] == [crop[1:3] for crop in theirs]
+        assert all(torch.equal(a.voxels, b.voxels) for a, b in zip(ours, theirs, strict=True))
+
+
+class TwoPlaces:
+    """A source of places of one's own: the first corner of the first case, and some voxels from there."""
+
+    def __init__(self, distance: int) -> None:
+        self.distance = distance
+
+    def draw(self, pool, config, patch, number, random):
+        del pool, config, patch, number, random
+        return [Place(0, (start,) * 3, Transform(None, (False,) * 3)) for start in (0, self.distance)]
+
+
+@pytest.mark.parametrize(("distance", "expected"), [(4, 1), (80, 2)])
+def test_crops_that_lie_far_apart_are_not_read_at_once(tmp_path, reads, distance, expected):
+    write_case(tmp_path, "a", volume(0, (100, 100, 100)))
+    crops = CropDataset(CasePool.of(Cases(tmp_path, 1)), PATCH, CropConfig(), 0, TRAIN, places=TwoPlaces(distance))
+    first, second = crops[0]
+    assert len(reads) == expected
+    for crop, start in ((first, 0), (second, distance)):
+        part = (slice(start, start + 16),) * 3
+        assert np.array_equal(crop.voxels[0].numpy(), volume(0, (100, 100, 100))[0][part])

@@ -4,14 +4,18 @@ import time
 
 import pytest
 import torch
+from made_data import made_crop, volume, write_case
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssl_pretrain.data import module
 from ssl_pretrain.data.batches import Sample
+from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.crops import CropSampler
 from ssl_pretrain.data.module import BatchLoader, CropData
+from ssl_pretrain.data.pool import CasePool
 from ssl_pretrain.data.spatial import CropConfig
+from ssl_pretrain.functional.views import Views
 
 
 class Slow(Dataset[Sample]):
@@ -23,7 +27,7 @@ class Slow(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if index == 2:
             time.sleep(self.seconds)
-        return Sample(torch.full((1, 2, 2, 2), float(index)), None, False, "a", index)
+        return [made_crop(torch.full((1, 2, 2, 2), float(index)), index)]
 
 
 def loader(seconds: float, **options) -> BatchLoader:
@@ -62,10 +66,14 @@ def test_a_crop_for_which_there_is_no_shared_memory_is_an_error_and_not_a_silenc
         ({"num_workers": 1}, 48, 48),  # twice the batch, and a batch
         ({"num_workers": 0}, 0, 0),
         ({"num_workers": 4, "augment_on": "device"}, 81, 200),
+        ({"num_workers": 4, "views": Views(count=3)}, 240, 240),
+        ({"num_workers": 1, "views": Views(count=2, size=(64, 128, 128))}, 48, 48),
     ],
 )
-def test_the_shared_memory_of_a_run_is_that_of_the_crops_under_way(settings, least, most):
+def test_the_shared_memory_of_a_run_is_that_of_the_crops_under_way(settings, least, most, tmp_path):
+    write_case(tmp_path, "a", volume(0))
+    pool = CasePool.of(Cases(tmp_path, 1))
     options = {"batch_size": 2, "iterations": 2, "val_iterations": 1, "seed": 0}
-    data = CropData(None, None, (128, 128, 128), CropConfig(), **options, **settings)
+    data = CropData(pool, pool, (128, 128, 128), CropConfig(), **options, **settings)
     assert least * 2**20 <= data.shared_bytes(1) <= most * 2**20
     assert data.shared_bytes(3) == pytest.approx(3 * data.shared_bytes(1), abs=3)

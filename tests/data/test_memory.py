@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_data import made_crop
 
-from ssl_pretrain.data.batches import Sample
 from ssl_pretrain.data.memory import EVERY, Tidy, check_shared_memory, trim_heap
 
 
@@ -44,10 +44,14 @@ def test_samples_are_handed_on_and_memory_is_given_back_now_and_then(monkeypatch
     calls = []
     monkeypatch.setattr("ssl_pretrain.data.memory.trim_heap", lambda: calls.append(1))
     tidy = Tidy()
-    samples = [Sample(torch.full((1, 1, 1, 2), float(i)), None, False, "a", i) for i in range(2 * EVERY)]
-    assert [tidy(sample).number for sample in samples] == list(range(2 * EVERY))
+    large = torch.arange(1000.0).reshape(1, 1, 1, -1)
+    samples = [[made_crop(torch.full((1, 1, 1, 2), float(i))), made_crop(large[..., :2])] for i in range(2 * EVERY)]
+    handed_on = [tidy(sample) for sample in samples]
     assert len(calls) == 2
-    assert all(sample.voxels.is_shared() for sample in samples), "an error of sharing must be the sample's own"
+    for number, crops in enumerate(handed_on):
+        assert [crop.voxels.flatten().tolist() for crop in crops] == [[number, number], [0, 1]]
+        assert all(crop.voxels.is_shared() for crop in crops), "an error of sharing must be the sample's own"
+        assert all(crop.voxels.untyped_storage().nbytes() == 8 for crop in crops), "a part does not bring the whole"
 
 
 def test_too_little_shared_memory_is_refused_with_both_sizes_and_three_remedies(tmp_path):

@@ -26,7 +26,7 @@ def sources(tmp_path_factory):
 
 def shares(sources, balance, of):
     pool, rng = CasePool(sources, MEMBERS, balance), np.random.default_rng(0)
-    drawn = Counter(of(*pool.draw(rng)) for _ in range(6000))
+    drawn = Counter(of(*pool.case(pool.draw(rng))) for _ in range(6000))
     return {key: count / 6000 for key, count in drawn.items()}
 
 
@@ -53,6 +53,19 @@ def test_cases_of_one_name_in_two_folders_are_told_apart(sources):
     pool = CasePool(sources, MEMBERS)
     assert len(pool) == 5
     drawn = {
-        cases.folder.name for cases, name in (pool.draw(np.random.default_rng(i)) for i in range(50)) if name == "a"
+        cases.folder.name
+        for cases, name in (pool.case(pool.draw(np.random.default_rng(i))) for i in range(50))
+        if name == "a"
     }
     assert drawn == {"one", "two"}
+
+
+def test_a_channel_shows_what_the_collection_says_of_the_case_or_the_dataset_of_the_channel(tmp_path):
+    for folder in ("one", "two"):
+        write_case(tmp_path / folder, "a", volume(0, (8, 8, 8), channels=2))
+    one, two = (Cases(tmp_path / folder, 2) for folder in ("one", "two"))
+    sources = [Source("Dataset001_X", one, channel_names=("T2w", "CT")), Source("Dataset002_X", two)]
+    said, unsaid = CaseInfo(modality="T1w"), CaseInfo()
+    pool = CasePool(sources, [Case(0, "a", "x", unsaid), Case(0, "a", "x", said), Case(1, "a", "y", unsaid)])
+    assert pool.modalities == ("CT", "T1w", "T2w", "unknown")
+    assert pool.modality.tolist() == [[2, 0], [1, 1], [3, 3]]

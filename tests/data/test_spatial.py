@@ -14,6 +14,7 @@ from ssl_pretrain.data.spatial import (
     mirrored,
     resample,
     rotation_matrix,
+    within,
 )
 
 PATCH = (8, 10, 12)
@@ -33,7 +34,7 @@ def crop(volume: torch.Tensor, transform: Transform, start: tuple[int, int, int]
     voxels[(slice(None), *target)] = volume[(slice(None), *inside)]
     if transform.matrix is None:
         return mirrored(voxels, transform)
-    return resample(voxels[None], affine_of(transform, box, start, patch)[None], patch)[0]
+    return resample(voxels[None], torch.from_numpy(within(affine_of(transform, start, patch), box[0]))[None], patch)[0]
 
 
 @given(
@@ -87,7 +88,7 @@ def test_a_batch_of_boxes_of_several_sizes_gives_what_each_gives_alone():
         transform = draw_transform(config, patch, rng)
         box = box_to_read(transform, (3, 4, 5), patch)
         voxels = torch.randn(2, *(hi - lo for lo, hi in zip(*box, strict=True)))
-        affine = affine_of(transform, box, (3, 4, 5), patch)
+        affine = torch.from_numpy(within(affine_of(transform, (3, 4, 5), patch), box[0]))
         alone.append(resample(voxels[None], affine[None], patch)[0])
         boxes.append(voxels)
         maps.append(affine)

@@ -10,11 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_data import IDENTIFIER, NAME, make_read_only, volume, write_case, write_dataset
+from made_data import IDENTIFIER, NAME, made_crop, make_read_only, volume, write_case, write_dataset
 
 from ssl_pretrain import PretrainConfig, pretrain
 from ssl_pretrain.data import module
-from ssl_pretrain.data.batches import Sample
 from ssl_pretrain.data.crops import TRAIN as TRAIN_CROPS
 from ssl_pretrain.data.crops import CropDataset
 from ssl_pretrain.data.splits import load_fold
@@ -108,23 +107,20 @@ def test_a_run_leaves_what_the_documentation_lists(dataset, tmp_path):
     assert "4 cases to train on, 2 to validate on" in log
 
 
-@pytest.mark.parametrize(("size", "chosen"), [(1, [3]), (2, [4, 5]), (3, [3, 4, 5])])
-def test_the_picture_is_of_the_sample_whose_first_crop_has_the_most_contrast(size, chosen):
-    contrast = [0.2, 0.1, 0.0, 0.9, 0.5, 0.1, 0.1, 0.3, 2.0]
-    crops = [
-        Sample(torch.tensor([0.0, c]).reshape(1, 1, 1, 2), None, False, f"case_{i}", i) for i, c in enumerate(contrast)
-    ]
-    assert [sample.number for sample in richest_sample(crops, size)] == chosen, "the ninth is not looked at"
+def crop(*channels, masked=False):
+    return made_crop(torch.tensor(channels).reshape(len(channels), 1, 1, -1), masked=masked)
+
+
+def test_the_picture_is_of_the_sample_whose_first_crop_has_the_most_contrast():
+    contrasts = [0.2, 0.1, 0.0, 0.9, 0.5, 0.1, 0.1, 0.3, 2.0]
+    samples = [[crop([0.0, c]), crop([0.0, 5.0 - i])] for i, c in enumerate(contrasts)]
+    assert richest_sample(samples) is samples[3], "the ninth is not looked at"
 
 
 def test_a_mask_is_no_contrast():
-    crop = torch.tensor([[1.0, 3.0], [0.0, 1.0]]).reshape(2, 1, 1, 2)
-    assert contrast(Sample(crop, None, True, "a", 0)) == contrast(Sample(crop[:1], None, False, "a", 0))
-    assert contrast(Sample(crop, None, False, "a", 0)) != contrast(Sample(crop, None, True, "a", 0))
-
-
-def crop(*channels):
-    return Sample(torch.tensor(channels).reshape(len(channels), 1, 1, -1), None, False, "a", 0)
+    image, mask = [1.0, 3.0], [0.0, 1.0]
+    assert contrast(crop(image, mask, masked=True)) == contrast(crop(image))
+    assert contrast(crop(image, mask)) != contrast(crop(image, mask, masked=True))
 
 
 def test_other_intensities_in_another_channel_are_no_contrast():
@@ -135,14 +131,9 @@ def test_other_intensities_in_another_channel_are_no_contrast():
 
 @pytest.mark.parametrize("place", [0, 3, 7])
 def test_a_crop_with_numbers_that_are_none_is_not_chosen(place):
-    crops = [crop([0.0, 0.1 * i]) for i in range(8)]
-    crops[place] = crop([0.0, float("nan")])
-    assert richest_sample(crops, 1) == [crops[6 if place == 7 else 7]]
-
-
-def test_a_sample_may_have_more_crops_than_are_compared():
-    crops = [crop([0.0, float(i)]) for i in range(10)]
-    assert richest_sample(crops, 10) == crops
+    samples = [[crop([0.0, 0.1 * i])] for i in range(8)]
+    samples[place] = [crop([0.0, float("nan")])]
+    assert richest_sample(samples) is samples[6 if place == 7 else 7]
 
 
 def test_the_default_folder_is_in_nnunet_results(dataset, tmp_path):
@@ -213,7 +204,7 @@ def test_a_non_finite_loss_stops_with_step_cases_and_the_last_good_checkpoint(da
     def poison(crops, index):
         item = original(crops, index)
         if poisoned["on"] and crops.stream == 0 and index == 3 * 2 + 2:
-            return item._replace(voxels=item.voxels * float("nan"))
+            return [crop._replace(voxels=crop.voxels * float("nan")) for crop in item]
         return item
 
     monkeypatch.setattr(CropDataset, "__getitem__", poison)

@@ -1,0 +1,74 @@
+"""What crops of a sample have in common, against counting voxels."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssl_pretrain.data.spatial import Transform, affine_of, rotation_matrix
+from ssl_pretrain.functional.views import Views, common_boxes, overlaps
+
+SIZE = (6, 9, 12)
+FLIPS = st.tuples(*[st.booleans()] * 3)
+
+
+def voxels_within(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Which voxels of a crop have their centre within another one, counted one by one."""
+    half = (np.array(SIZE) - 1) / 2
+    offsets = np.stack(np.meshgrid(*[np.arange(p) - h for p, h in zip(SIZE, half, strict=True)], indexing="ij"), -1)
+    places = offsets @ ours[:, :3].T + ours[:, 3]
+    seen = (places - theirs[:, 3]) @ np.linalg.inv(theirs[:, :3]).T
+    return (np.abs(seen) < np.array(SIZE) / 2).all(-1)
+
+
+@given(
+    angles=st.tuples(*[st.floats(-3, 3)] * 3),
+    scale=st.tuples(*[st.floats(0.7, 1.4)] * 3),
+    moved=st.booleans(),
+    starts=st.lists(st.tuples(*[st.integers(-15, 15)] * 3), min_size=2, max_size=2),
+    mirrors=st.lists(FLIPS, min_size=2, max_size=2),
+)
+@settings(deadline=None, max_examples=150)
+def test_what_crops_have_in_common_is_the_box_that_counting_gives(angles, scale, moved, starts, mirrors):
+    matrix = np.array(scale)[:, None] * rotation_matrix(angles) if moved else None
+    transforms = [Transform(matrix, mirror) for mirror in mirrors]
+    affine = np.stack([affine_of(t, start, SIZE) for t, start in zip(transforms, starts, strict=True)])
+    shift = np.linalg.inv(affine[0, :, :3]) @ (affine[1] - affine[0])[:, 3]
+    # Centres that lie on a face, where rounding decides.
+    if (np.abs(np.abs(shift) % 1 - 0.5) < 1e-3).any():
+        return
+    boxes = common_boxes(torch.from_numpy(affine)[None], SIZE)
+    shares = overlaps(torch.from_numpy(affine)[None], SIZE)
+    assert boxes.shape == (1, 2, 2, 3, 2)
+    for i, j in np.ndindex(2, 2):
+        counted = voxels_within(affine[i].astype(float), affine[j].astype(float))
+        filled = np.zeros(SIZE, dtype=bool)
+        filled[tuple(slice(*ends) for ends in boxes[0, i, j].tolist())] = True
+        if counted.any():
+            np.testing.assert_array_equal(filled, counted)
+        assert float(shares[0, i, j]) == pytest.approx(counted.mean(), abs=1e-6)
+
+
+def test_the_boxes_of_two_views_show_the_same_voxels():
+    case = torch.arange(20.0 * 22 * 24).reshape(20, 22, 24)
+    starts, mirrors = [(2, 3, 4), (5, 1, 9)], [(True, False, False), (False, False, True)]
+    affine = np.stack([affine_of(Transform(None, m), s, SIZE) for s, m in zip(starts, mirrors, strict=True)])
+    boxes = common_boxes(torch.from_numpy(affine)[None], SIZE)[0]
+    parts = []
+    for view, other in ((0, 1), (1, 0)):
+        crop = case[tuple(slice(s, s + p) for s, p in zip(starts[view], SIZE, strict=True))]
+        axes = [axis for axis, flip in enumerate(mirrors[view]) if flip]
+        part = crop.flip(axes)[tuple(slice(*ends) for ends in boxes[view, other].tolist())]
+        parts.append(part.flip(axes))
+    assert parts[0].shape == (3, 7, 7)
+    assert torch.equal(*parts)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"count": 0}, "count must be at least 1, got 0"), ({"overlap": 1.1}, r"overlap must lie .* got 1\.1")],
+)
+def test_impossible_views_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Views(**wrong)
