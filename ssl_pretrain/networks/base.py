@@ -156,8 +156,8 @@ class Backbone(nn.Module):
         decoding = decoding_of(self.network)
         if decoding is None:
             raise ValueError(
-                f"{type(self.network).__name__} has no decoder to pretrain. Use a method that trains the encoder alone, "
-                f"a network of -network's list, or give your own {', '.join(PARTS)} "
+                f"{type(self.network).__name__} has no decoder to pretrain. Use a method that trains the encoder "
+                f"alone, a network of -network's list, or give your own {', '.join(PARTS)} "
                 "(ssl_pretrain.networks.decoding.Decoding)."
             )
         return decoding
