@@ -21,10 +21,9 @@ from ssl_pretrain.functional.patches import from_cells, to_cells
 from ssl_pretrain.methods.base import Batch, MethodSetup, Output, first_of
 from ssl_pretrain.methods.dense import freeze_all_but
 from ssl_pretrain.methods.light_decoder import DecoderKind, Norm
-from ssl_pretrain.methods.recipe import Family
 from ssl_pretrain.methods.spark_network import SparKNetwork
 from ssl_pretrain.methods.sparse_method import SparseConfig, SparseMethod
-from ssl_pretrain.networks.base import Backbone
+from ssl_pretrain.networks.base import Backbone, Family
 from ssl_pretrain.networks.tokens import TokenBackbone
 
 SMALLEST_BATCH_FOR_BATCH_NORM = 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,13 +9,7 @@ from architectures import STRIDES, architecture
 
 from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import NETWORKS, build_backbone
-
-SMALL: dict[str, dict[str, int]] = {
-    "ResEnc": {"width": 4, "widest": 16, "depth": 1},
-    "Primus": {"width": 36, "depth": 2, "heads": 2},
-    "ViT": {"width": 32, "depth": 4, "heads": 4},
-}
-"""Sizes by the beginning of a network's name; the others are small by their plans or as published."""
+from ssl_pretrain.networks.registry import kin
 
 CONVOLUTIONAL, TRANSFORMER = (16, 24, 32), (16, 32, 48)
 """Patches, in voxels: multiples of the cells of each kind, and no cubes."""
@@ -26,15 +19,12 @@ CHANNELS = 2
 
 def families() -> list[str]:
     """One name for each way of building a network: sizes of one family differ in numbers only."""
-    found: dict[Any, str] = {}
-    for name, build in NETWORKS.items():
-        found.setdefault(build.func if isinstance(build, partial) else build, name)
-    return list(found.values())
+    return [first for first, *_ in kin()]
 
 
 def patch_of(network: str) -> tuple[int, int, int]:
     """The patch of a network in these tests."""
-    return TRANSFORMER if network.startswith(("Primus", "ViT")) else CONVOLUTIONAL
+    return CONVOLUTIONAL if NETWORKS[network].token is None else TRANSFORMER
 
 
 def build(
@@ -43,14 +33,13 @@ def build(
     """A method on a small network, with plans of anisotropic strides."""
     torch.manual_seed(0)
     patch = patch_of(network)
-    settings = next((size for start, size in SMALL.items() if network.startswith(start)), {})
     backbone = build_backbone(
         network,
         architecture=architecture("plain", STRIDES[strides]),
         input_channels=channels,
         num_classes=3,
         patch=patch,
-        settings=settings,
+        settings=NETWORKS[network].tiny,
     )
     made = METHODS[method].Config(**config)
     return build_method(method, made, MethodSetup(backbone=backbone, patch=patch, length=RunLength(10, 5, 2), seed=1))
