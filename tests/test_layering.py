@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, run_command
 
+from ssl_pretrain.networks.registry import NETWORKS, PLANNED
+
 PACKAGE = "ssl_pretrain"
 PLUGINS = "nnunetv2/"
 
@@ -134,6 +136,36 @@ CHECKS = (wrong_directions, not_torch_only, prints)
 def files() -> dict[str, str]:
     found = [*(REPOSITORY / PACKAGE).rglob("*.py"), *(REPOSITORY / PLUGINS).rglob("*.py")]
     return {file.relative_to(REPOSITORY).as_posix(): file.read_text(encoding="utf-8") for file in sorted(found)}
+
+
+NAMING_NETWORKS = {
+    "data/preparation/planning.py": "nnU-Net's planners; data stands beside networks and cannot see the rows",
+    "methods/mae.py": "message",
+    "methods/simmim.py": "message",
+    "methods/spark.py": "message",
+    "benchmarks/common.py": "a flag's default",
+    "benchmarks/matrix.py": "which cells there are",
+    "benchmarks/methods.py": "a flag's default",
+}
+"""Files that name networks in their strings, and why; all others read the rows of ``NETWORKS``."""
+
+
+def strings(source: str) -> list[tuple[int, str]]:
+    """Line and text of all strings but docstrings."""
+    tree = ast.parse(source)
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in alone]
+    return [(node.lineno, node.value) for node in texts if isinstance(node.value, str)]
+
+
+def test_names_of_networks_stand_in_their_rows_alone():
+    # "plans" is a word of nnU-Net's as well.
+    names = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(name for name in NETWORKS if name != PLANNED)})(?![A-Za-z0-9])")
+    sources = {file.removeprefix(f"{PACKAGE}/"): source for file, source in files().items()}
+    sources |= {f"benchmarks/{file.name}": file.read_text("utf-8") for file in (REPOSITORY / "benchmarks").glob("*.py")}
+    sources = {file: source for file, source in sources.items() if not file.startswith(("networks/", PLUGINS))}
+    found = {file for file, source in sources.items() if any(names.search(text) for _, text in strings(source))}
+    assert found == set(NAMING_NETWORKS)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
