@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import Counter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -149,6 +150,9 @@ NAMING_NETWORKS = {
 }
 """Files that name networks in their strings, and why; all others read the rows of ``NETWORKS``."""
 
+STANDING_TWICE = {"Column": "the columns of pictures are being made one"}
+"""Names that two classes have, and why."""
+
 
 def strings(source: str) -> list[tuple[int, str]]:
     """Line and text of all strings but docstrings."""
@@ -166,6 +170,17 @@ def test_names_of_networks_stand_in_their_rows_alone():
     sources = {file: source for file, source in sources.items() if not file.startswith(("networks/", PLUGINS))}
     found = {file for file, source in sources.items() if any(names.search(text) for _, text in strings(source))}
     assert found == set(NAMING_NETWORKS)
+
+
+def test_no_two_classes_have_one_name():
+    classes = Counter(
+        node.name
+        for file, source in files().items()
+        if file.startswith(f"{PACKAGE}/")
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in classes.items() if count > 1} == set(STANDING_TWICE)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
