@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from math import log
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A context without autocast: embeddings of an untrained network are alike to more digits than bfloat16 has."""
+    # Devices that compute nothing have no autocast.
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def nt_xent(
@@ -29,9 +36,7 @@ def nt_xent(
     Returns:
         Scalar, float32 whatever the precision of the embeddings is.
     """
-    kind = own.device.type
-    # Devices that compute nothing have no autocast.
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+    with full_precision(own.device):
         cosines = own.float() @ everyone.float().T / temperature
     places = torch.arange(len(everyone), device=own.device)
     ignored = places == (first + places[: len(own)])[:, None]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from ssl_pretrain.functional.contrast import full_precision
 from ssl_pretrain.methods.dense import train_only_used
 from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.tokens import TokenBackbone
+
+ProjectorNorm = Literal["batch", "layer"]
+Gather = Callable[[Tensor], tuple[Tensor, int]]
 
 
 def pooled_features(backbone: Backbone, image: Tensor) -> Tensor:
@@ -22,11 +26,11 @@ def pooled_features(backbone: Backbone, image: Tensor) -> Tensor:
         image: (B, C, D, H, W).
 
     Returns:
-        (B, F) with F of :func:`pooled_width`.
+        (B, F) with F of :func:`pooled_width`, float32.
     """
     if isinstance(backbone, TokenBackbone):
-        return backbone.encode_tokens(backbone.embed(image)).mean(1)
-    return torch.cat([features.mean((2, 3, 4)) for features in backbone.encode(image)], 1)
+        return backbone.encode_tokens(backbone.embed(image)).float().mean(1)
+    return torch.cat([features.float().mean((2, 3, 4)) for features in backbone.encode(image)], 1)
 
 
 def pooled_width(backbone: Backbone) -> int:
@@ -36,38 +40,53 @@ def pooled_width(backbone: Backbone) -> int:
     return sum(feature_map.channels for feature_map in backbone.feature_maps)
 
 
-class Projector(nn.Sequential):
-    """Linear layers with a norm over the features of each vector and ReLU between them: (B, F) -> (B, E).
-
-    The norm has no weights and looks at one vector alone, so that a batch may be of any size. OpenMind's projectors are
-    so: its ``InstanceNorm1d``, given vectors without a spatial axis, normalises over features.
+class GatheredBatchNorm(nn.BatchNorm1d):
+    """Batch norm without weights over the vectors of all processes: several compute what one does on all.
 
     Args:
-        widths: of the vectors, from F to E.
+        features: length of the vectors.
+        gather: vectors of this process -> those of all processes, with gradient, and where its own begin.
     """
 
-    def __init__(self, widths: Sequence[int]) -> None:
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.LayerNorm(after, elementwise_affine=False), nn.ReLU(inplace=True)]
-        super().__init__(*layers[:-2])
+    def __init__(self, features: int, gather: Gather) -> None:
+        super().__init__(features, affine=False)
+        self.gather = gather
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F) -> (B, F); in evaluation mode by the running statistics."""
+        everyone, first = self.gather(x) if self.training else (x, 0)
+        return super().forward(everyone)[first : first + len(x)]
 
 
 class ProjectedEncoder(nn.Module):
-    """An encoder, its pooled features, and a projector: image -> (B, E).
+    """An encoder, its pooled features, and a projector: image -> (B, E), float32 under any precision.
+
+    The projector is linear layers with a norm without weights and ReLU between them.
 
     Args:
         backbone: the network; its decoder gets no gradient.
         widths: of the projector after the pooled features.
+        norm: ``batch``, over the vectors of all processes, as in SimCLR (Chen et al. 2020); or ``layer``, over the
+            features of each vector: OpenMind's ``InstanceNorm1d`` does so, given vectors without a spatial axis.
+        gather: see :class:`GatheredBatchNorm`.
         drop_path: of a transformer.
     """
 
-    def __init__(self, backbone: Backbone, widths: Sequence[int], drop_path: float = 0.0) -> None:
+    def __init__(
+        self, backbone: Backbone, widths: Sequence[int], norm: ProjectorNorm, gather: Gather, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector = Projector([pooled_width(backbone), *widths])
+        layers: list[nn.Module] = []
+        for before, after in pairwise([pooled_width(backbone), *widths]):
+            batch = norm == "batch"
+            own = GatheredBatchNorm(after, gather) if batch else nn.LayerNorm(after, elementwise_affine=False)
+            layers += [nn.Linear(before, after), own, nn.ReLU(inplace=True)]
+        self.projector = nn.Sequential(*layers[:-2])
         train_only_used(backbone, self.projector, drop_path, decoder=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, E)."""
-        return cast("Tensor", self.projector(pooled_features(self.backbone, image)))
+        pooled = pooled_features(self.backbone, image)
+        with full_precision(image.device):
+            return cast("Tensor", self.projector(pooled))

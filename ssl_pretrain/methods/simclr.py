@@ -17,7 +17,7 @@ from ssl_pretrain.functional.geometry import Triple, check_patch
 from ssl_pretrain.functional.views import Views, moved_onto
 from ssl_pretrain.functional.windows import hand_over
 from ssl_pretrain.methods.base import Batch, Column, Exports, Method, MethodSetup, Needs, Output, first_of
-from ssl_pretrain.methods.heads import ProjectedEncoder
+from ssl_pretrain.methods.heads import ProjectedEncoder, ProjectorNorm
 from ssl_pretrain.methods.recipe import DEFAULTS, OptimizerConfig
 from ssl_pretrain.networks.base import Family
 
@@ -36,6 +36,7 @@ class SimCLRConfig(OptimizerConfig, AugmentConfig):
         quarter_turns: rotate each view by a multiple of 90° in the plane of the first two axes, where these are equally
             long.
         projector: channels of the projector's layers.
+        projector_norm: between these: ``batch``, over the views of all processes, or ``layer``, as published.
         drop_path: rate in the blocks of a transformer while it is pretrained.
     """
 
@@ -52,6 +53,7 @@ class SimCLRConfig(OptimizerConfig, AugmentConfig):
     same_image: Literal["exclude", "negative"] = "exclude"
     quarter_turns: bool = True
     projector: int = 2048
+    projector_norm: ProjectorNorm = "batch"
     drop_path: float = 0.2
 
     def __post_init__(self) -> None:
@@ -84,7 +86,8 @@ class SimCLR(Method):
                     f"crop {config.crop}: a transformer sees its whole patch, {setup.patch}. Leave it out."
                 )
             check_patch(config.crop, setup.backbone.feature_maps[-1].stride)
-        self.network = ProjectedEncoder(setup.backbone, [config.projector] * PROJECTOR_LAYERS, config.drop_path)
+        widths = [config.projector] * PROJECTOR_LAYERS
+        self.network = ProjectedEncoder(setup.backbone, widths, config.projector_norm, self.gather, config.drop_path)
 
     @classmethod
     def views(cls, config: OptimizerConfig, patch: Triple) -> Views:  # noqa: ARG003

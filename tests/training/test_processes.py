@@ -53,3 +53,31 @@ def test_processes_stopped_and_continued_compute_what_one_process_does(tmp_path,
     assert losses == pytest.approx(expected_losses, rel=1e-4)
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no gloo that is tested")
+def test_negatives_of_two_processes_are_those_of_one(tmp_path, monkeypatch):
+    """Loss and gradients: a few steps of SGD end at the same weights."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_dataset(tmp_path / "preprocessed", cases=6)
+    run = "7 3d_fullres 0 -m SimCLR -optimizer sgd -lr 0.01 -epochs 1 -iters 2 -val_iters 2 -num_workers 0 -device cpu"
+    settings = ("-set", "projector=32", "momentum=0", "clip=1000", "temperature=0.1")
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = [*CONSOLE, *run.split(), *settings, "-batch_size", "2", "-num_gpus", "2", "-o", str(two)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert main([*run.split(), *settings, "-batch_size", "4", "-o", str(one)]) == 0
+    (weights, losses), (expected, expected_losses) = result(two), result(one)
+    assert losses == pytest.approx(expected_losses, rel=1e-4)
+    start = tmp_path / "start"
+    assert main([*run.split(), *settings, "-batch_size", "4", "-lr", "1e-12", "-o", str(start)]) == 0
+    untrained = result(start)[0]
+    moved = [name for name, tensor in expected.items() if not torch.equal(tensor, untrained[name])]
+    assert any(name.startswith("encoder") for name in moved)
+    for name in moved:
+        # What the steps changed, not what is left of the start.
+        torch.testing.assert_close(
+            weights[name] - untrained[name], expected[name] - untrained[name], rtol=1e-2, atol=1e-6
+        )

@@ -22,7 +22,7 @@ from ssl_pretrain.methods import Method
 from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, NonFiniteLossError
 from ssl_pretrain.training.display import contrast, richest_sample
 from ssl_pretrain.training.guards import PreemptedError
-from ssl_pretrain.training.plateau import JUDGED_FROM
+from ssl_pretrain.training.plateau import ALIKE, JUDGED_FROM
 from ssl_pretrain.training.prepare import prepare
 
 TIMING = {"images_per_second", "epoch_seconds"}
@@ -387,6 +387,23 @@ def test_a_network_that_does_not_look_is_told(dataset, tmp_path, caplog, method,
     assert remedy in caplog.text
     (log,) = result.folder.glob("training_log_*.txt")
     assert "hardly learned" in log.read_text()
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_embeddings_that_have_collapsed_are_told(dataset, tmp_path, caplog, norm):
+    """Those of an untrained network are nearly the same for all crops, unless a batch norm pulls them apart."""
+    long = config(tmp_path, epochs=JUDGED_FROM, iters=1, val_iters=2, method="SimCLR")
+    result = pretrain(long.with_settings({"lr": "1e-12", "projector": "64", "projector_norm": norm}))
+    last = result.metrics[-1]
+    with (result.folder / "metrics.csv").open() as handle:
+        stored = list(csv.DictReader(handle))[-1]
+    assert float(stored["effective_rank"]) == pytest.approx(last["effective_rank"])
+    assert (last["uniformity"] > ALIKE) == (norm == "layer")
+    assert ("embeddings have collapsed: those of all validation crops are nearly the same" in caplog.text) == (
+        norm == "layer"
+    )
+    assert (f"(effective rank {last['effective_rank']:.3g}, uniformity" in caplog.text) == (norm == "layer")
+    assert (result.folder / "pictures" / "neighbours.png").stat().st_size > 5000
 
 
 def test_nothing_is_said_of_short_runs(dataset, tmp_path, caplog):
