@@ -77,7 +77,7 @@ def write_unlabelled(
 def made_crop(voxels: torch.Tensor, number: int = 0, *, masked: bool = False) -> LoadedCrop:
     """A finished crop as a loader makes it, of voxels (C, D, H, W)."""
     affine = np.eye(3, 4, dtype=np.float32)
-    return LoadedCrop(voxels, None, (0, 0, 0), affine, (1.0, 1.0, 1.0), (0,) * len(voxels), masked, "a", number)
+    return LoadedCrop(voxels, None, (0, 0, 0), affine, (1.0, 1.0, 1.0), (0,) * len(voxels), masked, "a", 0, number)
 
 
 def plans(patch: tuple[int, int, int] = PATCH, strides: str = "isotropic") -> dict[str, Any]:

@@ -29,6 +29,7 @@ class LoadedCrop(NamedTuple):
         modality: code of what each channel shows.
         masked: whether there is such a channel.
         case: identifier.
+        row: number of the case in its pool.
         number: of the crop.
     """
 
@@ -40,6 +41,7 @@ class LoadedCrop(NamedTuple):
     modality: tuple[int, ...]
     masked: bool
     case: str
+    row: int
     number: int
 
 
@@ -68,6 +70,7 @@ def assemble(samples: Sequence[Sample], *, pinned: bool = False) -> dict[str, An
     batch: dict[str, Any] = {
         "case": [crop.case for crop in crops],
         # No tensor: those go to the device, and to ask it for a number would be to wait for it.
+        "row": [crop.row for crop in crops],
         "index": [crop.number for crop in crops],
         "start": tensor([crop.start for crop in crops], torch.int64),
         "affine": tensor([crop.affine for crop in crops], torch.float32),

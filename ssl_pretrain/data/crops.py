@@ -94,6 +94,7 @@ class CropDataset(Dataset[Sample]):
             modality=tuple(self.codes[self.pool.modality[place.row]].tolist()),
             masked=self.config.ignore_anonymized,
             case=str(self.pool.identifiers[place.row]),
+            row=place.row,
             number=number,
         )
 

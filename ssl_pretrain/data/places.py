@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -96,7 +97,7 @@ class PairPlaces:
         pairs: the table.
 
     Raises:
-        ValueError: no pair is left, or a score is not above 0.
+        ValueError: no pair is left, or a score is not above 0 and finite.
     """
 
     def __init__(self, pool: CasePool, pairs: Sequence[Pair]) -> None:
@@ -104,8 +105,10 @@ class PairPlaces:
         kept = [pair for pair in pairs if pair.case in rows and pair.other in rows]
         if not kept:
             raise ValueError(f"None of {len(pairs)} pairs is of two cases among the {len(rows)} to draw from.")
-        if worst := [pair for pair in kept if not pair.score > 0]:
-            raise ValueError(f"The score of a pair must be above 0, got {worst[0].score} for {worst[0].case}.")
+        if worst := [pair for pair in kept if not 0 < pair.score < inf]:
+            raise ValueError(
+                f"The score of a pair must be above 0 and finite, got {worst[0].score} for {worst[0].case}."
+            )
         # Arrays, not objects: see CasePool.
         self._rows = np.array([(rows[pair.case], rows[pair.other]) for pair in kept])
         self._points = np.array([(pair.point, pair.other_point) for pair in kept])

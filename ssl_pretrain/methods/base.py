@@ -21,7 +21,7 @@ from ssl_pretrain.networks.base import Backbone, Need
 from ssl_pretrain.networks.registry import NETWORKS, shown_names
 
 TRAIN_STREAM, VALIDATION_STREAM = 1, 2
-"""First element of the path from which the seeds of masks are derived."""
+"""First element of the path from which seeds are derived."""
 
 SAMPLES = 2**31
 """Second element of the path to the seeds of samples: no number of a step, to which those of batches lead."""
@@ -39,6 +39,7 @@ class Batch(TypedDict, total=False):
     Keys:
         image: (B, C, D, H, W) float32, normalised by nnU-Net.
         case: identifiers of the cases the crops come from.
+        row: numbers of the cases among those that are drawn from, known to the host.
         index: numbers of the crops, known to the host: that of the sample times its crops, plus that of the view.
         start: (B, 3) int64, first voxel of each crop in its case, before the transform.
         affine: (B, 3, 4) float32, from a voxel's offset from the crop's centre to voxels of the case; mirroring and
@@ -51,6 +52,7 @@ class Batch(TypedDict, total=False):
 
     image: Tensor
     case: list[str]
+    row: list[int]
     index: list[int]
     start: Tensor
     affine: Tensor
@@ -131,7 +133,8 @@ class Method(LightningModule, ABC):
     """A pretext task around a Backbone.
 
     A subclass builds its heads in the constructor, and computes a loss in :meth:`forward`. It never reads files and
-    never knows nnU-Net. All but :meth:`forward` and :attr:`trained` has a default; tests, documentation, benchmarks,
+    never knows nnU-Net. Compulsory are :attr:`Config`,
+    :meth:`forward` and :attr:`trained`; the rest has defaults. Tests, documentation, benchmarks,
     help and messages read what is declared here.
 
     Attributes:
@@ -141,6 +144,7 @@ class Method(LightningModule, ABC):
         exports: what of the network it trains: the encoder, or the decoder as well.
         masks: whether it hides cells of the image.
         fewest_cases: cases without which the pretext task makes no sense.
+        fewest_samples: samples per step, over all devices, without which it makes none.
         sample_views: crops of a sample.
     """
 
@@ -150,6 +154,7 @@ class Method(LightningModule, ABC):
     exports: Exports = "network"
     masks: ClassVar[bool] = False
     fewest_cases: ClassVar[int] = 1
+    fewest_samples: ClassVar[int] = 1
 
     def __init__(self, config: OptimizerConfig, setup: MethodSetup) -> None:
         super().__init__()
@@ -272,7 +277,7 @@ class Method(LightningModule, ABC):
         return {"loss": output.loss, "log": output.log}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a validation batch under a mask that is the same in every epoch."""
+        """Loss of a validation batch; what is random in it is the same in every epoch."""
         generator = self.generator_for(VALIDATION_STREAM, batch_idx)
         output: Output = self(self.seeded(batch, VALIDATION_STREAM), generator)
         return output.loss

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
-from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.nn.functional import normalize
 
 from ssl_pretrain.functional.augment import AugmentConfig, apply_augmentation_, draw_augmentation
 from ssl_pretrain.functional.contrast import nt_xent
-from ssl_pretrain.functional.geometry import Triple, check_patch
+from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.views import Views, moved_onto
 from ssl_pretrain.functional.windows import hand_over
 from ssl_pretrain.methods.base import Batch, Column, Exports, Method, MethodSetup, Needs, Output, first_of
@@ -72,6 +71,7 @@ class SimCLR(Method):
     config: SimCLRConfig
     needs: ClassVar[Needs] = (frozenset(),)
     exports: Exports = "encoder"
+    fewest_samples: ClassVar[int] = 2
     citations: ClassVar[tuple[str, ...]] = (
         "Chen, T. et al. A Simple Framework for Contrastive Learning of Visual Representations. ICML 2020, "
         "arXiv:2002.05709.",
@@ -81,11 +81,14 @@ class SimCLR(Method):
     def __init__(self, config: SimCLRConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
         if config.crop is not None and config.crop != setup.patch:
+            stride = setup.backbone.feature_maps[-1].stride
             if "tokens" in setup.backbone.offers:
+                raise ValueError(f"crop {config.crop}: a transformer sees its whole patch {setup.patch}. Leave it out.")
+            if config.crop == stride or any(size % step for size, step in zip(config.crop, stride, strict=True)):
                 raise ValueError(
-                    f"crop {config.crop}: a transformer sees its whole patch, {setup.patch}. Leave it out."
+                    f"crop {config.crop}: every axis must be a multiple of the network's total stride {stride}, and at "
+                    "least one of them twice as long (-set crop=D,H,W)."
                 )
-            check_patch(config.crop, setup.backbone.feature_maps[-1].stride)
         widths = [config.projector] * PROJECTOR_LAYERS
         self.network = ProjectedEncoder(setup.backbone, widths, config.projector_norm, self.gather, config.drop_path)
 
@@ -100,29 +103,17 @@ class SimCLR(Method):
         """Encoder and projector."""
         return self.network
 
-    def on_fit_start(self) -> None:
-        """Refuse a run without negatives.
-
-        Raises:
-            ValueError: one sample per step.
-        """
-        if self.length.batch_size * self.trainer.world_size < 2:
-            raise ValueError(
-                f"{type(self).__name__} tells the views of a sample from those of others: with a single sample per "
-                "step there are none. Use -batch_size 2 at least; the more, the better."
-            )
-
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
         """NT-Xent over the views of all processes."""
         embedded = self.embed(self.augmented(batch, generator) if self.training else batch["image"])
         everyone, first = self.gather(embedded)
-        cases = None
-        if self.config.same_image == "exclude":
-            numbers = torch.tensor([crc32(case.encode()) for case in batch["case"]])
-            cases, _ = self.gather(hand_over(numbers, embedded.device))
+        cases, _ = self.gather(hand_over(torch.tensor(batch["row"]), embedded.device))
+        # Where all crops are of one case, they are all that there is to be told from.
+        alone = len(everyone) == len(embedded) and len(set(batch["row"])) == 1
+        others = None if alone or self.config.same_image == "negative" else cases
         # The two views of a sample come one after the other: 0 and 1, 2 and 3.
         partner = torch.arange(first, first + len(embedded), device=embedded.device) ^ 1
-        return Output(nt_xent(embedded, everyone, first, partner, self.config.temperature, cases), {})
+        return Output(nt_xent(embedded, everyone, first, partner, self.config.temperature, others), {})
 
     def embed(self, image: Tensor) -> Tensor:
         """Unit vectors (B, E)."""

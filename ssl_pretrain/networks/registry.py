@@ -156,16 +156,19 @@ def trainer_of(name: str, path: str = "", *, planned: bool = False) -> str:
     return trainers.pop() if len(trainers) == 1 else ""
 
 
-def kin(names: Iterable[str] = ()) -> list[list[str]]:
+def kin(names: Iterable[str] | None = None) -> list[list[str]]:
     """Names of networks, those together that are built in one way and differ in numbers only.
 
     Args:
         names: of :data:`NETWORKS`; all of them if left out.
     """
-    return [list(group) for _, group in groupby(names or NETWORKS, lambda name: _way(NETWORKS[name].build))]
+    return [
+        list(group)
+        for _, group in groupby(NETWORKS if names is None else names, lambda name: _way(NETWORKS[name].build))
+    ]
 
 
-def shown_names(names: Iterable[str] = ()) -> str:
+def shown_names(names: Iterable[str] | None = None) -> str:
     """Names of networks for people: ``PrimusS|B|M|L`` for kin, which differ in the ends of their names.
 
     Args:

@@ -103,7 +103,7 @@ def prepare(config: PretrainConfig, *, resume: bool = False, trust_plans: bool =
         masks=_masks(config),
     )
     method = _method(config, plan, files.plans, resume, trust_plans)
-    _check_cases(method, cases)
+    _check_amounts(config, method, cases)
     data = _data(config, cases, method.sample_views)
     check_shared_memory(data.shared_bytes(plan.input_channels) * config.num_gpus)
     return Run(
@@ -234,16 +234,22 @@ def _untrained(config: PretrainConfig, method: Method) -> dict[str, Tensor]:
     return {key: weights[key].detach().clone() for key in method.backbone.decoder_keys}
 
 
-def _check_cases(method: Method, cases: Selection) -> None:
-    """Refuse too few cases for the pretext task.
+def _check_amounts(config: PretrainConfig, method: Method, cases: Selection) -> None:
+    """Refuse too few cases, or too few samples per step, for the pretext task.
 
     Raises:
         ValueError: names the numbers.
     """
+    name, samples = type(method).__name__, method.length.batch_size * config.num_gpus * config.num_nodes
     if len(cases.train) < method.fewest_cases:
         raise ValueError(
-            f"{type(method).__name__} needs crops of at least {method.fewest_cases} different cases to train on, there "
+            f"{name} needs crops of at least {method.fewest_cases} different cases to train on, there "
             f"{'is' if len(cases.train) == 1 else 'are'} {len(cases.train)}. Add cases, or choose another method (-m)."
+        )
+    if samples < method.fewest_samples:
+        raise ValueError(
+            f"{name} compares samples and needs at least {method.fewest_samples} per step; there "
+            f"{'is' if samples == 1 else 'are'} {samples}. Use a larger -batch_size: the more, the better."
         )
 
 

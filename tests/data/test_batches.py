@@ -63,7 +63,7 @@ def test_crops_that_are_not_moved_are_the_same_to_the_bit(cases):
 
 
 def test_without_masks_nothing_is_said_about_ignoring(cases):
-    keys = {"image", "case", "index", "start", "affine", "spacing", "modality"}
+    keys = {"image", "case", "row", "index", "start", "affine", "spacing", "modality"}
     assert set(batch(cases, CropConfig(), finished=True)) == keys
     assert keys | {"ignored", "seeds"} == set(get_type_hints(Batch))
 

@@ -158,5 +158,5 @@ def test_a_table_without_pairs_of_these_cases_or_with_a_score_of_0_is_refused(ca
     pool, pairs = named(cases, PAIRS)
     with pytest.raises(ValueError, match="None of 1 pairs is of two cases among the 3"):
         PairPlaces(pool, pairs[2:])
-    with pytest.raises(ValueError, match=r"must be above 0, got 0\.0 for .*large"):
+    with pytest.raises(ValueError, match=r"must be above 0 and finite, got 0\.0 for .*large"):
         PairPlaces(pool, [pairs[0]._replace(score=0.0)])

@@ -58,10 +58,13 @@ def batch_for(method: Method, size: int = 2, seed: int = 0) -> Batch:
     coarse = torch.randn(count, channels, *(p // 4 for p in method.patch), generator=generator)
     image = torch.nn.functional.interpolate(coarse, size=method.patch, mode="trilinear")
     image = image + 0.1 * torch.randn(image.shape, generator=generator)
+    rows = [number // method.sample_views.count for number in range(count)]
     return {
         "image": image,
-        "case": [str(i // method.sample_views.count) for i in range(count)],
+        "case": [str(row) for row in rows],
+        "row": rows,
         "index": list(range(count)),
+        "affine": torch.eye(3, 4).expand(count, 3, 4),
     }
 
 

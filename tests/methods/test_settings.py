@@ -42,7 +42,7 @@ def test_impossible_settings_are_refused(config, settings, message):
         (
             "ViT_B16",
             {"mask_ratio": 0.01},
-            "MAE needs .*kept tokens; UNETR has .* Use -network .*PrimusM",
+            "MAE needs .*kept tokens; UNETR has .* Use -network .*PrimusS.B.M.L",
         ),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_network_that_answers_the_same_whatever_it_sees_loses_nothing(name):
     for module in method.trained.modules():
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d, nn.Linear)):
             nn.init.zeros_(module.weight)
-    assert ratio(method, {"image": images, "case": [*"aabb"], "index": list(range(4))}) == pytest.approx(1, abs=0.01)
+    assert ratio(method, {"image": images, "row": [0, 0, 1, 1], "index": list(range(4))}) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -90,7 +90,7 @@ def test_a_network_that_has_seen_the_batch_often_loses_much(name):
     torch.manual_seed(0)
     method = build(name)
     smooth = nn.functional.interpolate(torch.randn(4, 1, 2, 2, 2), size=PATCH, mode="trilinear")
-    batch = {"image": 2 * smooth, "case": [*"aabb"], "index": list(range(4))}
+    batch = {"image": 2 * smooth, "row": [0, 0, 1, 1], "index": list(range(4))}
     # AnatoMask's teacher chooses masks in training, not in validation.
     method.eval()
     method.trained.train()

@@ -517,6 +517,13 @@ def test_volume_fusion_needs_two_cases(dataset, tmp_path):
         prepare(config(tmp_path, method="VolumeFusion", fold="all"))
 
 
+def test_too_few_samples_per_step_are_refused_before_anything_is_written(dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"SimCLR compares samples and needs at least 2 per step; there is 1. Use a"):
+        pretrain(config(tmp_path, method="SimCLR", batch_size=1))
+    assert not (tmp_path / "run").exists()
+    assert prepare(config(tmp_path, method="SimCLR", batch_size=2)).method.fewest_samples == 2
+
+
 def test_a_patch_that_leaves_one_voxel_is_refused(dataset, tmp_path):
     with pytest.raises(ValueError, match=r"\(4, 4, 4\) leaves a single voxel of the network's coarsest map"):
         prepare(config(tmp_path, patch_size=(4, 4, 4)))
