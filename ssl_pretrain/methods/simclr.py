@@ -43,6 +43,13 @@ class SimCLRConfig(OptimizerConfig, AugmentConfig):
         "convolutional": {**DEFAULTS["convolutional"], "clip": 0.1},
     }
 
+    published: ClassVar[Mapping[str, Any]] = {
+        "crop": (64, 64, 64),
+        "same_image": "negative",
+        "rotation_p": 0.0,
+        "scale_p": 0.0,
+    }
+
     blur_p: float = 0.2
     low_resolution_p: float = 0.1
     temperature: float = 0.5
@@ -80,7 +87,8 @@ class SimCLR(Method):
         if config.crop is not None and config.crop != setup.patch:
             if "tokens" in setup.backbone.offers:
                 raise ValueError(
-                    f"crop {config.crop}: a transformer sees its whole patch, {setup.patch}. Leave it out."
+                    f"crop {config.crop}: a transformer sees its whole patch, {setup.patch}. Use that as -patch_size, "
+                    "or -set crop=None."
                 )
             check_patch(config.crop, setup.backbone.feature_maps[-1].stride)
         self.network = ProjectedEncoder(setup.backbone, [config.projector] * PROJECTOR_LAYERS, config.drop_path)
