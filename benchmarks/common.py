@@ -16,52 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.networks import Backbone, build_backbone
-from ssl_pretrain.networks.wrap import wrap_network
+from ssl_pretrain.networks.registry import NETWORKS, shown_names
 from ssl_pretrain.study.machine import processor
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 1, 1]]
 """Of the published STU-Net for nnU-Net v2; the sixth stage does not step."""
-RESENC_L = {
-    "n_stages": 6,
-    "features_per_stage": [32, 64, 128, 256, 320, 320],
-    "kernel_sizes": [[3, 3, 3]] * 6,
-    "strides": [[1, 1, 1]] + [[2, 2, 2]] * 5,
-    "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
-}
-"""nnU-Net's ResEnc-L for patches that allow five halvings."""
 
 
 def build_network(name: str, channels: int, patch: Triple, classes: int = 105) -> Backbone:
-    """An STU-Net by its name, or ``ResEncL``. Needs neither nnU-Net nor data.
+    """A network by its name; the strides are those of :data:`STRIDES`. Needs neither nnU-Net nor data.
 
     Raises:
         ValueError: another name.
     """
-    if name == "ResEncL":
-        return wrap_network(_resenc(channels, classes), channels)
-    architecture = {"arch_kwargs": {"strides": STRIDES}}
+    architecture = {"arch_kwargs": {"strides": STRIDES, "kernel_sizes": [[3, 3, 3]] * len(STRIDES)}}
     return build_backbone(name, architecture=architecture, input_channels=channels, num_classes=classes, patch=patch)
-
-
-def _resenc(channels: int, classes: int) -> nn.Module:
-    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
-
-    return ResidualEncoderUNet(
-        input_channels=channels,
-        num_classes=classes,
-        conv_op=nn.Conv3d,
-        n_conv_per_stage_decoder=[1] * 5,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        **RESENC_L,
-    )
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[None]:
@@ -136,7 +108,7 @@ def write(result: dict[str, Any], file: Path | None) -> None:
 def build_parser(description: str | None) -> argparse.ArgumentParser:
     """A command line with the settings that all benchmarks of networks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="STUNet_base", help="STUNet_small|base|large|huge or ResEncL")
+    parser.add_argument("--network", default="STUNet_base", help=shown_names(list(NETWORKS)[1:]))
     parser.add_argument("--patch", type=int, nargs=3, default=[96, 96, 96])
     parser.add_argument("--cell", type=int, nargs=3, default=[16, 16, 16])
     parser.add_argument("--batch", type=int, default=1)

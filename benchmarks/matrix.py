@@ -32,20 +32,12 @@ from benchmarks.matrix_trainer import NAME, write_trainer
 from benchmarks.small_plans import CONFIGURATION, preprocessed_folder, write_small_plans
 from benchmarks.small_plans import NAME as SMALL_PLANS
 from ssl_pretrain.methods import METHODS
+from ssl_pretrain.networks.registry import NETWORKS, kin
 from ssl_pretrain.report.tables import format_table
 from ssl_pretrain.transfer.extension import extension_folder
 
-NETWORKS: dict[str, tuple[str, ...]] = {
-    "plans": (),
-    "STUNet_small": (),
-    "ResEncM": ("width=16", "widest=128", "depth=2"),
-    "PrimusS": ("width=132", "depth=4", "heads=2"),
-    "ViT_B16": ("width=192", "depth=4", "heads=4"),
-}
-"""One of each kind, and what makes it small."""
-
-TOKENS = {"PrimusS": 8, "ViT_B16": 16}
-"""Voxels per axis of a token."""
+KINDS = [first for first, *_ in kin()]
+"""One network of each kind; what makes it small is in its row."""
 
 SHORT = {4: (40, 56, 40), 221: (32, 64, 64)}
 """Patches by number of the dataset: nnU-Net's own for Hippocampus, a fifteenth of its voxels for OpenKBP."""
@@ -84,10 +76,10 @@ def patch_of(number: int) -> tuple[int, ...]:
 
 def patch_flags(network: str, number: int) -> list[str]:
     """A patch of whole tokens where the one of the plans is none."""
-    token, patch = TOKENS.get(network), patch_of(number)
-    if token is None or all(size % token == 0 for size in patch):
+    token, patch = NETWORKS[network].token, patch_of(number)
+    if token is None or all(size % step == 0 for size, step in zip(patch, token, strict=True)):
         return []
-    return ["-patch_size", *(str(max(1, round(size / token)) * token) for size in patch)]
+    return ["-patch_size", *(str(max(1, round(n / step)) * step) for n, step in zip(patch, token, strict=True))]
 
 
 def pretraining_folder(method: str, network: str, number: int, work: Path) -> Path:
@@ -98,7 +90,8 @@ def pretraining_folder(method: str, network: str, number: int, work: Path) -> Pa
 def pretrain(method: str, network: str, number: int, work: Path) -> dict[str, Any]:
     """Run the first command of a cell; returns losses, seconds, and the command that it prints."""
     folder = pretraining_folder(method, network, number, work)
-    settings = ["-network_settings", *NETWORKS[network]] if NETWORKS[network] else []
+    tiny = [f"{name}={value}" for name, value in NETWORKS[network].tiny.items()]
+    settings = ["-network_settings", *tiny] if tiny else []
     command = ["nnUNetv2_pretrain", str(number), CONFIGURATION, "0", "-m", method, "-network", network, *settings]
     command += ["-p", SMALL_PLANS, "-epochs", str(EPOCHS), "-iters", str(STEPS), "-val_iters", "1", "-device", "cpu"]
     command += ["-batch_size", "2", "-num_workers", "0", "-o", str(folder), *patch_flags(network, number)]
@@ -191,7 +184,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=int, nargs="+", default=[4, 221])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--work", type=Path, required=True, help="folder for runs and links to the cases")
     parser.add_argument("--json", type=Path, required=True)
     return parser.parse_args()

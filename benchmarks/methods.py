@@ -22,12 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import STRIDES, autocast, build_network, peak_memory, provenance, timed, write
+from benchmarks.common import autocast, build_network, peak_memory, provenance, timed, write
 from ssl_pretrain.allocator import keep_freed_memory
-from ssl_pretrain.functional.geometry import Triple, as_triple
+from ssl_pretrain.functional.geometry import as_triple
 from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.methods.recipe import build_optimizer
-from ssl_pretrain.networks import Backbone, build_backbone
 from ssl_pretrain.networks.primus import PrimusBackbone
 from ssl_pretrain.report.tables import format_table
 
@@ -35,21 +34,12 @@ KEPT = 0.25
 """Share of the tokens that MAE keeps."""
 
 
-def network_of(name: str, channels: int, patch: Triple) -> Backbone:
-    """A network by its name, without plans; the strides are those of the other benchmarks."""
-    if name == "ResEncL":
-        return build_network(name, channels, patch, classes=3)
-    architecture = {"arch_kwargs": {"strides": STRIDES, "kernel_sizes": [[3, 3, 3]] * len(STRIDES)}}
-    return build_backbone(name, architecture=architecture, input_channels=channels, num_classes=3, patch=patch)
-
-
 def build(method: str, network: str, args: argparse.Namespace) -> Method | None:
     """A method on a network; None where they do not go together."""
     patch = as_triple(args.patch, "--patch")
     torch.manual_seed(args.seed)
-    setup = MethodSetup(
-        backbone=network_of(network, args.channels, patch), patch=patch, length=RunLength(10, 10, args.batch)
-    )
+    backbone = build_network(network, args.channels, patch, classes=3)
+    setup = MethodSetup(backbone=backbone, patch=patch, length=RunLength(10, 10, args.batch))
     try:
         made = build_method(method, METHODS[method].Config(), setup)
     except ValueError as error:
@@ -115,7 +105,7 @@ def measure(method: str, network: str, args: argparse.Namespace) -> dict[str, An
 
 def kept_over_all(network: str, args: argparse.Namespace) -> float | None:
     """Time of a Primus' encoder, forward and backward, on the tokens that MAE keeps over that on all of them."""
-    backbone = network_of(network, args.channels, as_triple(args.patch, "--patch"))
+    backbone = build_network(network, args.channels, as_triple(args.patch, "--patch"), classes=3)
     if not isinstance(backbone, PrimusBackbone):
         return None
     backbone = backbone.to(args.device).train()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ssl_pretrain.methods import METHODS  # noqa: E402 - of this folder, not of what is installed
-from ssl_pretrain.networks.registry import NETWORKS, compact_names  # noqa: E402
+from ssl_pretrain.networks.registry import NETWORKS, shown_names  # noqa: E402
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- methods: written by documentation/tables.py -->", "<!-- end of methods -->"
@@ -27,7 +27,7 @@ def methods_table() -> str:
     for name, method in METHODS.items():
         page = f"documentation/methods/{name.lower()}.md"
         networks = [network for network, row in NETWORKS.items() if method.goes_with(row.offers)]
-        shown = compact_names(networks)
+        shown = shown_names(networks).replace("|", "/")  # a bar would end the cell
         if method.goes_with(frozenset({"convolutions"})):
             shown += ", [your own](documentation/how-to/bring-your-own-encoder.md)"
         elif method.goes_with(frozenset({"convolutions", "decoder"})):

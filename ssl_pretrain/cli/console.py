@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -13,6 +14,43 @@ from tqdm.auto import tqdm
 from ssl_pretrain.data.environment import check_environment
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+
+
+class Late:
+    """Text that is made when it is shown: ``%(names)s`` in the help of a flag, where making it imports much.
+
+    Args:
+        text: makes it.
+    """
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text()
+
+
+class NamesAction(argparse.Action):
+    """Stores the value of a flag whose help says ``%(names)s``.
+
+    Args:
+        names: makes the text, when the help is shown.
+    """
+
+    def __init__(self, *args: Any, names: Callable[[], str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.names = Late(names)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse passes it
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        """Store a value."""
+        setattr(namespace, self.dest, values)
 
 
 class AboveTheBar(logging.Handler):

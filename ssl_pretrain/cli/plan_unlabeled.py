@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_pretrain.cli.console import guarded, progress_bar, set_up_console
+from ssl_pretrain.cli.console import NamesAction, guarded, progress_bar, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.data.preparation.image_case import ImageCase
@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-d", dest="number", type=int, required=True, help="number of the dataset to make")
     parser.add_argument("-name", required=True, help="its name, without DatasetXXX_")
-    parser.add_argument("-network", metavar="NETWORK", help="PlainConvUNet (default), ResEncM, ResEncL or ResEncXL")
+    parser.add_argument(
+        "-network", metavar="NETWORK", action=NamesAction, names=_networks, help="%(names)s; the first is the default"
+    )
     parser.add_argument(
         "-spacing",
         nargs="+",
@@ -65,6 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-np", dest="processes", type=int, help="images read at a time (default: 8)")
     parser.add_argument("--overwrite", action="store_true", help="renew fingerprint and plans that are there")
     return parser
+
+
+def _networks() -> str:
+    from ssl_pretrain.data.preparation.planning import PLANNERS
+
+    return ", ".join(PLANNERS)
 
 
 def request_of(given: dict[str, Any]) -> PlanRequest:

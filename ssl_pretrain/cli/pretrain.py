@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ssl_pretrain.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED, guarded, set_up_console
+from ssl_pretrain.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED, NamesAction, guarded, set_up_console
 
 if TYPE_CHECKING:
     from ssl_pretrain.config import PretrainConfig
@@ -78,8 +78,9 @@ def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
     _add_cases(parser)
     parser.add_argument(
         "-network",
-        help="plans (default), ResEncM|L|XL, STUNet_small|base|large|huge, PrimusS|B|M|L, ViT_B16, or "
-        "package.module:Class",
+        action=NamesAction,
+        names=_networks,
+        help="%(names)s, or package.module:Class; plans, the network that they name, is the default",
     )
     parser.add_argument(
         "-trust_plans", action="store_true", help="the plans may name code of packages that are not well known: run it"
@@ -119,6 +120,12 @@ def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
         metavar="NAME=VALUE",
         help="any setting of the method or crops",
     )
+
+
+def _networks() -> str:
+    from ssl_pretrain.networks.registry import shown_names
+
+    return shown_names()
 
 
 def _add_cases(parser: argparse.ArgumentParser) -> None:

@@ -185,7 +185,7 @@ def _scaled(voxels: Tensor, affine: Tensor, patch: Triple) -> Tensor:
 
 def _sampling_grid(affine: Tensor, box: Sequence[int], patch: Triple) -> Tensor:
     """Where the output voxels lie in the boxes, in grid_sample's coordinates: (B, *patch, 3), last axis W, H, D."""
-    size = torch.tensor(box, dtype=torch.float32, device=affine.device)
+    size = torch.tensor(box, dtype=torch.float32).to(affine.device, non_blocking=True)
     scale = 2 / (size - 1).clamp_min(1)
     normalised = (affine * scale[:, None]).flip(1)
     # A sum of what each axis contributes: a product with every voxel's coordinates takes ten times as long.

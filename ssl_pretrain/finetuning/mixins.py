@@ -15,9 +15,9 @@ from ssl_pretrain.finetuning.names import TrainerName
 from ssl_pretrain.finetuning.parts import freeze, not_pretrained, parts_of
 from ssl_pretrain.finetuning.progress import phases_in_figures
 from ssl_pretrain.finetuning.schedules import Course, Phase, Schedule, course_of
+from ssl_pretrain.networks.anatomy import unwrap
 from ssl_pretrain.transfer.hook import Dispatcher, install_hook
 from ssl_pretrain.transfer.images import images_of_plans
-from ssl_pretrain.transfer.matching import unwrap
 from ssl_pretrain.transfer.report import Report
 
 FACTOR = "layer_factor"

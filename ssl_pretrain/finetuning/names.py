@@ -17,7 +17,7 @@ EPOCHS = 1000
 """Epochs of a name that does not say how many: nnU-Net's."""
 
 
-class Family(NamedTuple):
+class TrainerFamily(NamedTuple):
     """Networks whose trainers begin with one word.
 
     Attributes:
@@ -34,12 +34,14 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "ResEnc": Family("the network that the plans name", Schedule("warmup")),
-    "STUNet": Family("STU-Net with the strides of the plans", Schedule("default"), tuple(STUNET_SIZES), sized=True),
-    "Primus": Family(
+    "ResEnc": TrainerFamily("the network that the plans name", Schedule("warmup")),
+    "STUNet": TrainerFamily(
+        "STU-Net with the strides of the plans", Schedule("default"), tuple(STUNET_SIZES), sized=True
+    ),
+    "Primus": TrainerFamily(
         "the Primus that the plans name, else M; or of that size", Schedule("warmup"), tuple(PRIMUS_SIZES)
     ),
-    "UNETR": Family("the UNETR that the plans name, else around ViT-B/16", Schedule("warmup")),
+    "UNETR": TrainerFamily("the UNETR that the plans name, else around ViT-B/16", Schedule("warmup")),
 }
 
 SCHEDULES = {

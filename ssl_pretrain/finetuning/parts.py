@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl_pretrain.transfer.matching import unwrap
+from ssl_pretrain.networks.anatomy import anatomy_of, unwrap
 from ssl_pretrain.transfer.report import Report
 
 
@@ -43,17 +43,17 @@ def parts_of(network: nn.Module) -> Parts:
     Raises:
         ValueError: the network does not say so.
     """
-    inner = unwrap(network)
-    keys = [getattr(inner, key, None) for key in ("key_to_encoder", "key_to_stem")]
-    if not all(isinstance(key, str) for key in keys):
+    anatomy = anatomy_of(network)
+    inner = anatomy.network
+    if not anatomy.is_declared:
         raise ValueError(
             f"{type(inner).__name__} does not say where its encoder is, so no schedule can treat it differently. Give "
             "the class key_to_encoder and key_to_stem (names of submodules), or use the schedule default or warmup."
         )
-    encoder, stem = (inner.get_submodule(str(key)) for key in keys)
+    encoder, stem = (inner.get_submodule(key) for key in (anatomy.encoder_key, anatomy.stem_key))
     names = {id(parameter): name for name, parameter in inner.named_parameters()}
-    position = getattr(inner, "key_to_lpe", None)
-    first = [id(p) for p in stem.parameters()] + ([id(inner.get_parameter(position))] if position else [])
+    first = [id(p) for p in stem.parameters()]
+    first += [id(inner.get_parameter(anatomy.position_key))] if anatomy.position_key else []
     blocks = getattr(encoder, "blocks", encoder)
     claims = [first, *([id(p) for p in block.parameters()] for block in blocks.children())]
     layers = [layer for claim in claims if (layer := _take(names, claim))]
@@ -71,9 +71,9 @@ def not_pretrained(network: nn.Module, report: Report) -> list[str]:
         network: into which it was loaded, wrapped or not.
         report: what became of its tensors.
     """
-    inner = unwrap(network)
+    anatomy = anatomy_of(network)
+    inner, projections = anatomy.network, anatomy.input_projection_keys
     by_any_name = dict(inner.named_parameters(remove_duplicate=False))
-    projections = set(getattr(inner, "keys_to_in_proj", ()))
     modules = (entry.name.rpartition(".")[0] for entry in report.adapted)
     wanting = [id(p) for name in modules if name in projections for p in inner.get_submodule(name).parameters()]
     wanting += [id(by_any_name[entry.name]) for entry in report.fresh if entry.name in by_any_name]

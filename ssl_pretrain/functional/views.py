@@ -62,3 +62,20 @@ def overlaps(affine: Tensor, size: Triple) -> Tensor:
     """Share of crop *i*'s voxels that lie within crop *j*, (B, V, V), from the same as :func:`common_boxes`."""
     first, stop = common_boxes(affine, size).unbind(-1)
     return (stop - first).prod(-1) / prod(size)
+
+
+def moved_onto(second: Tensor, affine: Tensor) -> Tensor:
+    """A crop moved to where it overlaps another one of its sample, in whole voxels; NaN where it has nothing.
+
+    Args:
+        second: (C, D, H, W).
+        affine: (2, 3, 4), of the other crop and of this one, as for :func:`common_boxes`.
+    """
+    boxes = common_boxes(affine[None], (second.shape[1], second.shape[2], second.shape[3]))[0]
+    here, there = ([slice(a, b) for a, b in boxes[i, 1 - i].tolist()] for i in (0, 1))
+    turned = (torch.linalg.solve(affine[0, :, :3], affine[1, :, :3]).diagonal() < 0).tolist()
+    moved = torch.full_like(second, torch.nan)
+    moved[(slice(None), *here)] = second[(slice(None), *there)].flip(
+        [axis + 1 for axis, flip in enumerate(turned) if flip]
+    )
+    return moved

@@ -70,7 +70,7 @@ class AnatoMaskConfig(SparKConfig):
 
 
 class AnatoMask(SparK):
-    """SparK whose masks are guided by a teacher; how the mask is chosen is all that differs."""
+    """SparK with masks that hide what a teacher finds hardest."""
 
     Config: ClassVar[type[AnatoMaskConfig]] = AnatoMaskConfig
     config: AnatoMaskConfig

@@ -18,7 +18,7 @@ from ssl_pretrain.functional.views import Views
 from ssl_pretrain.methods.recipe import OptimizerConfig, build_optimizer, build_schedule, family_of
 from ssl_pretrain.methods.teacher import Teacher
 from ssl_pretrain.networks.base import Backbone, Need
-from ssl_pretrain.networks.registry import NETWORKS
+from ssl_pretrain.networks.registry import NETWORKS, shown_names
 
 TRAIN_STREAM, VALIDATION_STREAM = 1, 2
 """First element of the path from which the seeds of masks are derived."""
@@ -191,10 +191,10 @@ class Method(LightningModule, ABC):
     def refusal(cls, backbone: Backbone) -> str:
         """Why it cannot pretrain a network: what it needs, what there is, and the networks that have it."""
         wanted = ", or ".join(" and ".join(sorted(needed)) for needed in cls.needs)
-        networks = ", ".join(name for name, row in NETWORKS.items() if cls.goes_with(row.offers))
+        networks = [name for name, row in NETWORKS.items() if cls.goes_with(row.offers)]
         return (
             f"{cls.__name__} needs a network with {wanted}; {type(backbone.network).__name__} has "
-            f"{' and '.join(sorted(backbone.offers))}. Use -network {networks}."
+            f"{' and '.join(sorted(backbone.offers))}. Use -network {shown_names(networks)}."
         )
 
     @property

@@ -56,7 +56,7 @@ class MAEConfig(OptimizerConfig):
 
 
 class MAE(MaskedMethod):
-    """Masked autoencoder: masked cells are reconstructed by the network's own decoder."""
+    """Reconstruction of hidden cells by the network's own decoder."""
 
     Config: ClassVar[type[MAEConfig]] = MAEConfig
     config: MAEConfig

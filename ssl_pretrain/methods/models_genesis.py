@@ -34,7 +34,7 @@ class ModelsGenesisConfig(OptimizerConfig, GenesisConfig):
 
 
 class ModelsGenesis(Method):
-    """Restoration of shuffled, recoloured and painted crops; for every network with a decoder."""
+    """Restoration of shuffled, recoloured and painted crops."""
 
     Config: ClassVar[type[ModelsGenesisConfig]] = ModelsGenesisConfig
     config: ModelsGenesisConfig

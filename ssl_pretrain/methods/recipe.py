@@ -13,10 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ssl_pretrain.functional.schedules import warmup_cosine, warmup_polynomial
-from ssl_pretrain.networks.base import Backbone
+from ssl_pretrain.networks.base import Backbone, Family
 from ssl_pretrain.networks.tokens import TokenBackbone
 
-Family = Literal["convolutional", "transformer"]
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["cosine", "poly"]
 

@@ -51,7 +51,7 @@ class S3DConfig(SparseConfig):
 
 
 class S3D(SparseMethod):
-    """SparK with the segmentation network's own decoder."""
+    """Reconstruction of hidden cells from a sparse encoder, by the network's own decoder."""
 
     Config: ClassVar[type[S3DConfig]] = S3DConfig
     config: S3DConfig

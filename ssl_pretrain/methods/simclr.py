@@ -18,7 +18,8 @@ from ssl_pretrain.functional.views import Views, moved_onto
 from ssl_pretrain.functional.windows import hand_over
 from ssl_pretrain.methods.base import Batch, Column, Exports, Method, MethodSetup, Needs, Output, first_of
 from ssl_pretrain.methods.heads import ProjectedEncoder
-from ssl_pretrain.methods.recipe import DEFAULTS, Family, OptimizerConfig
+from ssl_pretrain.methods.recipe import DEFAULTS, OptimizerConfig
+from ssl_pretrain.networks.base import Family
 
 PROJECTOR_LAYERS = 3
 
@@ -70,7 +71,7 @@ class SimCLRConfig(OptimizerConfig, AugmentConfig):
 
 
 class SimCLR(Method):
-    """Contrast of two augmented, overlapping crops of a case; for every network."""
+    """Contrast of two augmented, overlapping crops of a case."""
 
     Config: ClassVar[type[SimCLRConfig]] = SimCLRConfig
     config: SimCLRConfig

@@ -48,7 +48,7 @@ class SimMIMConfig(OptimizerConfig):
 
 
 class SimMIM(MaskedMethod):
-    """Masked image modelling with a mask token; for transformers."""
+    """Prediction of hidden tokens, which a mask token replaces."""
 
     Config: ClassVar[type[SimMIMConfig]] = SimMIMConfig
     config: SimMIMConfig

@@ -19,9 +19,9 @@ from ssl_pretrain.methods.base import Exports, MethodSetup
 from ssl_pretrain.methods.dense import freeze_all_but
 from ssl_pretrain.methods.light_decoder import DecoderKind, Norm
 from ssl_pretrain.methods.masking import check_ratio
-from ssl_pretrain.methods.recipe import Family
 from ssl_pretrain.methods.spark_network import SparKNetwork
 from ssl_pretrain.methods.sparse_method import SparseConfig, SparseMethod
+from ssl_pretrain.networks.base import Family
 
 SMALLEST_BATCH_FOR_BATCH_NORM = 4
 
@@ -76,7 +76,7 @@ class SparKConfig(SparseConfig):
 
 
 class SparK(SparseMethod):
-    """SparK in 3-D: random masks, one student."""
+    """Reconstruction of hidden cells from a sparse encoder, by a light decoder."""
 
     Config: ClassVar[type[SparKConfig]] = SparKConfig
     config: SparKConfig

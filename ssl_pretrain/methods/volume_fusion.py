@@ -39,7 +39,7 @@ class VolumeFusionConfig(OptimizerConfig, FusionConfig):
 
 
 class VolumeFusion(Method):
-    """Segmentation of fused crops into classes of mixture; for every network with a decoder."""
+    """Segmentation of fused crops into classes of mixture."""
 
     Config: ClassVar[type[VolumeFusionConfig]] = VolumeFusionConfig
     config: VolumeFusionConfig

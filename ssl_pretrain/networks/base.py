@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.networks.decoding import PARTS, Decoding, decoding_of, head_like
+from ssl_pretrain.networks.anatomy import Anatomy, anatomy_of
+from ssl_pretrain.networks.decoding import PARTS, Decoding, head_like
+
+Family = Literal["convolutional", "transformer"]
+"""Kinds of networks, which are optimised differently."""
 
 Need = Literal["convolutions", "tokens", "kept tokens", "decoder"]
 """What methods ask of a network: an encoder of convolutions, or one of tokens, that it can run on the tokens it is told
@@ -62,21 +67,15 @@ class Backbone(nn.Module):
         encoder: image (B, C, D, H, W) -> list of feature maps, fine to coarse; its parameters are the network's.
         feature_maps: channels and cumulative stride of each of these maps.
         architecture: dotted path of the network's class, and its keyword arguments where they are known.
-        encoder_key: name of the submodule that holds the encoder, as nnU-Net's loaders want it.
-        stem_key: name of the submodule that first touches the image.
-        input_projection_keys: modules whose weight depends on the number of input channels.
-        position_keys: tensors that depend on the patch size (position embeddings); none in a convolutional network.
         encoder_offers: what methods may ask of the encoder.
+        normalises_over_space: whether a map of a single voxel has no statistics to normalise by.
     """
 
     architecture: str = ""
     architecture_kwargs: dict[str, object] | None = None
     architecture_imports: tuple[str, ...] = ()
-    encoder_key: str = ""
-    stem_key: str = ""
-    input_projection_keys: tuple[str, ...] = ()
-    position_keys: tuple[str, ...] = ()
     encoder_offers: frozenset[Need] = frozenset({"convolutions"})
+    normalises_over_space: bool = True
 
     def __init__(
         self, network: nn.Module, encoder: nn.Module, feature_maps: Sequence[FeatureMap], input_channels: int
@@ -92,9 +91,35 @@ class Backbone(nn.Module):
         return cast("list[Tensor]", self.encoder(x))
 
     @property
+    def anatomy(self) -> Anatomy:
+        """Where the parts of the network lie."""
+        return anatomy_of(self.network)
+
+    # A network of the user's own may say these four itself, on its class or on an instance.
+    @cached_property
+    def encoder_key(self) -> str:
+        """Name of the submodule that holds the encoder, as nnU-Net's loaders want it."""
+        return self.anatomy.encoder_key
+
+    @cached_property
+    def stem_key(self) -> str:
+        """Name of the submodule that first touches the image."""
+        return self.anatomy.stem_key
+
+    @cached_property
+    def input_projection_keys(self) -> tuple[str, ...]:
+        """Modules whose weight depends on the number of input channels."""
+        return self.anatomy.input_projection_keys
+
+    @cached_property
+    def position_keys(self) -> tuple[str, ...]:
+        """Tensors that depend on the patch size (position embeddings); none in a convolutional network."""
+        return tuple(filter(None, [self.anatomy.position_key]))
+
+    @property
     def has_decoder(self) -> bool:
         """Whether :meth:`decode_features`, :meth:`new_head` and :attr:`segmentation_head` work."""
-        return decoding_of(self.network) is not None
+        return self.anatomy.decoding is not None
 
     @property
     def offers(self) -> frozenset[Need]:
@@ -153,11 +178,11 @@ class Backbone(nn.Module):
         return tuple(name for name, tensor in named if id(tensor) in ids and name in saved)
 
     def _decoding(self) -> Decoding:
-        decoding = decoding_of(self.network)
+        decoding = self.anatomy.decoding
         if decoding is None:
             raise ValueError(
-                f"{type(self.network).__name__} has no decoder to pretrain. Use a method that trains the encoder alone, "
-                f"a network of -network's list, or give your own {', '.join(PARTS)} "
+                f"{type(self.network).__name__} has no decoder to pretrain. Use a method that trains the encoder "
+                f"alone, a network of -network's list, or give your own {', '.join(PARTS)} "
                 "(ssl_pretrain.networks.decoding.Decoding)."
             )
         return decoding

@@ -77,7 +77,9 @@ def build_custom_backbone(path: str, input_channels: int, num_classes: int, patc
         )
     backbone = Backbone(network, SparKEncoder(network), _measure_maps(network, path, input_channels), input_channels)
     backbone.architecture = path.replace(":", ".")
-    backbone.input_projection_keys = _input_projections(network, input_channels)
+    first = next(((name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv3d)), None)
+    if not backbone.input_projection_keys and first is not None and first[1].in_channels == input_channels:
+        backbone.input_projection_keys = (first[0],)
     return backbone
 
 
@@ -130,11 +132,3 @@ def _freeze_bystanders(network: nn.Module, maps: Sequence[Tensor]) -> None:
     gradients = torch.autograd.grad([m.sum() for m in maps], parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
-
-
-def _input_projections(network: nn.Module, input_channels: int) -> tuple[str, ...]:
-    """The first convolution of the network, if it takes the image's channels."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv3d):
-            return (name,) if module.in_channels == input_channels else ()
-    return ()

@@ -87,21 +87,6 @@ class PatchDecoding:
         return x
 
 
-def decoding_of(network: nn.Module) -> Decoding | None:
-    """How to ask a network's decoder for its features; None where it has no decoder that we know.
-
-    A network is taken at its word if it has the parts of :class:`Decoding`; else it is looked at as a U-Net or a Primus
-    of dynamic-network-architectures.
-    """
-    if all(hasattr(network, part) for part in PARTS):
-        return cast("Decoding", network)
-    decoder = getattr(network, "decoder", None)
-    if all(hasattr(decoder, part) for part in ("transpconvs", "stages", "seg_layers")):
-        return UNetDecoding(cast("nn.Module", decoder))
-    steps = getattr(getattr(network, "up_projection", None), "decode", None)
-    return PatchDecoding(steps) if isinstance(steps, nn.Sequential) else None
-
-
 def head_like(head: nn.Module, channels: int) -> nn.Module:
     """A fresh head of the geometry of a network's own, for another number of channels.
 

@@ -69,6 +69,10 @@ PRIMUS_SIZES: dict[str, PrimusSize] = {
 }
 
 
+PRIMUS_CLASSES = ("Primus", *(f"Primus{letter}" for letter in PRIMUS_SIZES))
+"""Names of the classes, the first of any size."""
+
+
 class EvaTransformer(nn.Module):
     """The transformer of dynamic-network-architectures (``Eva``) on all tokens or on some; a view of its modules.
 
@@ -134,15 +138,12 @@ class PrimusBackbone(TokenBackbone):
     """
 
     encoder_offers: frozenset[Need] = frozenset({"tokens", "kept tokens"})
+    normalises_over_space = False  # but over the channels of a token
 
     def __init__(self, network: nn.Module, input_channels: int) -> None:
         encoder = PrimusEncoder(network)
         super().__init__(network, encoder, [FeatureMap(encoder.width, TOKEN)], input_channels)
-        primus = untyped(network)
-        self.encoder_key, self.stem_key = primus.key_to_encoder, primus.key_to_stem
-        self.input_projection_keys = tuple(primus.keys_to_in_proj)
-        self.position_keys = (primus.key_to_lpe,)
-        self.heads = int(primus.eva.blocks[0].attn.num_heads)
+        self.heads = int(untyped(network).eva.blocks[0].attn.num_heads)
 
     def new_transformer(self, depth: int, drop_path: float = 0.0) -> EvaTransformer:
         """A fresh transformer like the encoder's, for a decoder: (B, N, E) -> (B, N, E), with positions of its own."""

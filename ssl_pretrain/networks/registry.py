@@ -1,21 +1,54 @@
-"""Building a Backbone by the name a user types after ``-network``."""
+"""Networks that can be pretrained, by the name a user types after ``-network``: one row for each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
+from os.path import commonprefix
 from typing import Any
 
 from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.networks.base import Backbone
+from ssl_pretrain.networks import primus, resenc, vit
+from ssl_pretrain.networks.base import Backbone, Family, Need
 from ssl_pretrain.networks.custom import build_custom_backbone
-from ssl_pretrain.networks.primus import PRIMUS_SIZES, build_planned_primus, build_primus, primus_size
+from ssl_pretrain.networks.primus import PRIMUS_SIZES, PrimusBackbone, build_planned_primus, build_primus, primus_size
 from ssl_pretrain.networks.request import NetworkRequest, check_settings
-from ssl_pretrain.networks.resenc import build_resenc
-from ssl_pretrain.networks.stunet import STUNET_SIZES, STUNet, stunet_kwargs
+from ssl_pretrain.networks.resenc import RESENC_PRESETS, build_resenc
+from ssl_pretrain.networks.stunet import STUNET_PATH, STUNET_SIZES, STUNet, stunet_kwargs
+from ssl_pretrain.networks.tokens import TokenBackbone
 from ssl_pretrain.networks.trust import refuse_foreign_code
 from ssl_pretrain.networks.vit import UNETR_PATH, build_planned_vit, build_vit
 from ssl_pretrain.networks.wrap import wrap_network
+
+PLANNED = "plans"
+"""Name of the network that the plans name."""
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """What is known of a network before it is built.
+
+    Attributes:
+        build: makes it.
+        kind: what optimises it; the network of the plans is taken for the U-Net that nnU-Net plans.
+        offers: what methods may ask of it.
+        paths: dotted paths of classes by which plans name it; the first is the one that we write, with all published
+            sizes.
+        trainer: of ours, which fine-tunes it by nnU-Net whatever the plans say; empty where nnU-Net's own trainer is
+            the only one.
+        token: voxels of a token, which the patch must be a multiple of; None for a U-Net, whose plans say it.
+        tiny: ``-network_settings`` that make it small, for trials and tests.
+    """
+
+    build: Callable[[NetworkRequest], Backbone]
+    kind: Family
+    offers: frozenset[Need]
+    paths: tuple[str, ...]
+    trainer: str = ""
+    token: Triple | None = None
+    tiny: Mapping[str, int] = field(default_factory=dict)
 
 
 def build_stunet(size: str, request: NetworkRequest) -> Backbone:
@@ -24,7 +57,7 @@ def build_stunet(size: str, request: NetworkRequest) -> Backbone:
     kwargs = stunet_kwargs(size, request.architecture["arch_kwargs"].get("strides", ()))
     network = STUNet(request.input_channels, request.num_classes, deep_supervision=True, **kwargs)
     backbone = wrap_network(network, request.input_channels)
-    backbone.architecture = f"{STUNet.__module__}.{STUNet.__name__}"
+    backbone.architecture = STUNET_PATH
     backbone.architecture_kwargs = kwargs
     return backbone
 
@@ -43,13 +76,110 @@ def _build_plans(request: NetworkRequest) -> Backbone:
     return build_plans_backbone(request.architecture, request.input_channels, request.num_classes)
 
 
-NETWORKS: dict[str, Callable[[NetworkRequest], Backbone]] = {
-    "plans": _build_plans,
-    **{f"STUNet_{size}": partial(build_stunet, size) for size in STUNET_SIZES},
-    **{preset: partial(build_resenc, preset) for preset in ("ResEncM", "ResEncL", "ResEncXL")},
-    **{f"Primus{letter}": partial(build_primus, letter) for letter in PRIMUS_SIZES},
-    "ViT_B16": build_vit,
+_UNET = frozenset[Need](["convolutions", "decoder"])
+
+NETWORKS: dict[str, NetworkRow] = {
+    PLANNED: NetworkRow(_build_plans, "convolutional", _UNET, resenc.UNETS),
+    **{
+        f"STUNet_{size}": NetworkRow(
+            partial(build_stunet, size), "convolutional", _UNET, (STUNET_PATH,), f"STUNetTrainer_{size}_ft"
+        )
+        for size in STUNET_SIZES
+    },
+    **{
+        preset: NetworkRow(
+            partial(build_resenc, preset),
+            "convolutional",
+            _UNET,
+            (resenc.CLASS,),
+            tiny={"width": 4, "widest": 16, "depth": 1},
+        )
+        for preset in RESENC_PRESETS
+    },
+    **{
+        f"Primus{letter}": NetworkRow(
+            partial(build_primus, letter),
+            "transformer",
+            PrimusBackbone.encoder_offers | {"decoder"},
+            (f"{primus.MODULE}.Primus{letter}", f"{primus.MODULE}.Primus"),
+            "PrimusTrainer_ft",
+            primus.TOKEN,
+            {"width": 36, "depth": 2, "heads": 2},
+        )
+        for letter in PRIMUS_SIZES
+    },
+    "ViT_B16": NetworkRow(
+        build_vit,
+        "transformer",
+        TokenBackbone.encoder_offers | {"decoder"},
+        (UNETR_PATH,),
+        "UNETRTrainer_ft",
+        vit.TOKEN,
+        {"width": 32, "depth": 4, "heads": 4},
+    ),
 }
+"""Name after ``-network`` -> the network."""
+
+
+def rows_of(name: str, path: str = "") -> list[NetworkRow]:
+    """Rows of a network, of which there are several where the path does not tell its size.
+
+    Args:
+        name: as after ``-network``.
+        path: dotted path of its class, or the class alone, for a network that plans name.
+    """
+    if name in NETWORKS and (name != PLANNED or not path):
+        return [NETWORKS[name]]
+    return [row for row in NETWORKS.values() if path and path in (*row.paths, *(p.split(".")[-1] for p in row.paths))]
+
+
+def trainer_of(name: str, path: str = "", *, planned: bool = False) -> str:
+    """The trainer that fine-tunes a network; empty for nnU-Net's own.
+
+    Args:
+        name: as after ``-network``.
+        path: dotted path of its class, for a network that plans name.
+        planned: whether the plans that are fine-tuned with name the network. nnU-Net's own trainer builds a
+            convolutional one of these; a transformer has to be told the patch.
+
+    Raises:
+        ValueError: no network of this name or class is known.
+    """
+    rows = rows_of(name, path)
+    if not rows:
+        raise ValueError(
+            f"No trainer is known for the network {path or name}. Known are {shown_names()}. Name the trainer that "
+            "builds it (-tr), or pretrain one of these."
+        )
+    trainers = {"" if planned and row.kind == "convolutional" else row.trainer for row in rows}
+    # Of a network whose trainers need its size, the plans know it and nnU-Net's own trainer builds it.
+    return trainers.pop() if len(trainers) == 1 else ""
+
+
+def kin(names: Iterable[str] = ()) -> list[list[str]]:
+    """Names of networks, those together that are built in one way and differ in numbers only.
+
+    Args:
+        names: of :data:`NETWORKS`; all of them if left out.
+    """
+    return [list(group) for _, group in groupby(names or NETWORKS, lambda name: _way(NETWORKS[name].build))]
+
+
+def shown_names(names: Iterable[str] = ()) -> str:
+    """Names of networks for people: ``PrimusS|B|M|L`` for kin, which differ in the ends of their names.
+
+    Args:
+        names: of :data:`NETWORKS`; all of them if left out.
+    """
+    shown = []
+    for first, *others in kin(names):
+        start = len(commonprefix([first, *others])) if others else 0  # noqa: RUF071 - letters are meant
+        shown.append("|".join((first, *(other[start:] for other in others))))
+    return ", ".join(shown)
+
+
+def _way(build: Callable[[NetworkRequest], Backbone]) -> object:
+    return build.func if isinstance(build, partial) else build
 
 
 def build_backbone(
@@ -85,4 +215,4 @@ def build_backbone(
     if name not in NETWORKS:
         raise ValueError(f"Unknown network {name!r}. Choose from {', '.join(NETWORKS)}, or package.module:Class.")
     request = NetworkRequest(architecture, input_channels, num_classes, patch, settings or {}, trust_plans)
-    return NETWORKS[name](request)
+    return NETWORKS[name].build(request)

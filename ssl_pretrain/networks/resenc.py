@@ -23,7 +23,13 @@ from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.request import NetworkRequest, check_counts, with_settings
 from ssl_pretrain.networks.wrap import wrap_network
 
-CLASS = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+MODULE = "dynamic_network_architectures.architectures.unet"
+CLASS = f"{MODULE}.ResidualEncoderUNet"
+UNETS = (f"{MODULE}.PlainConvUNet", CLASS)
+"""Networks that nnU-Net plans."""
+
+OPENMIND = "ResEncL"
+RESENC_PRESETS = ("ResEncM", OPENMIND, "ResEncXL")
 
 BLOCKS = (1, 3, 4, 6)
 """Residual blocks of the first stages; every later one has as many as the last of these."""
@@ -106,7 +112,7 @@ def build_resenc(preset: str, request: NetworkRequest) -> Backbone:
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
     size = with_settings(ResEncSize(), request.settings, preset)
-    if preset == "ResEncL":
+    if preset == OPENMIND:
         kwargs = resenc_kwargs(OPENMIND_STRIDES, OPENMIND_KERNELS, size)
     else:
         planned = request.architecture.get("arch_kwargs", {})

@@ -228,6 +228,10 @@ class STUNet(nn.Module):
         return self.decode(self.encode(x))
 
 
+STUNET_PATH = f"{STUNet.__module__}.{STUNet.__qualname__}"
+"""What a plans file calls the network; nnU-Net imports it by this name."""
+
+
 def stunet_kwargs(size: str, strides: Sequence[PerAxis]) -> dict[str, Any]:
     """Return the constructor's arguments for a published size, in a form that JSON can hold.
 

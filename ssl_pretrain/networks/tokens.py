@@ -101,18 +101,6 @@ def resize_positions(embedding: Tensor, grid: Triple, new_grid: Triple) -> Tenso
     return resized.flatten(2).transpose(1, 2).to(embedding.dtype)
 
 
-def position_grid(network: nn.Module) -> Triple | None:
-    """Tokens per axis of a network with a learned position embedding; None for any other network.
-
-    Args:
-        network: a Primus, whoever built it, or a UNETR of ours. ``key_to_lpe`` names the embedding.
-    """
-    own = getattr(network, "token_grid", None)
-    rope = getattr(getattr(network, "eva", None), "rope", None)
-    found = own if own is not None else getattr(rope, "feat_shape", None)
-    return cast("Triple", tuple(int(n) for n in found)) if found is not None else None
-
-
 class TokenEncoder(nn.Module, ABC):
     """The encoder side of a transformer; a view, as of a U-Net.
 

@@ -201,9 +201,6 @@ def _backbone(size: ViTSize, request: NetworkRequest) -> TokenBackbone:
     backbone = TokenBackbone(network, encoder, maps, request.input_channels)
     backbone.architecture = UNETR_PATH
     backbone.architecture_kwargs = asdict(size)
-    backbone.encoder_key, backbone.stem_key = network.key_to_encoder, network.key_to_stem
-    backbone.input_projection_keys = network.keys_to_in_proj
-    backbone.position_keys = (network.key_to_lpe,)
     return backbone
 
 

@@ -14,6 +14,7 @@ from ssl_pretrain.data.locate import locate
 from ssl_pretrain.files import check_name
 from ssl_pretrain.finetuning.names import parse_trainer_name
 from ssl_pretrain.finetuning.schedules import course_of
+from ssl_pretrain.networks.registry import rows_of, trainer_of
 from ssl_pretrain.study.design import StudySettings
 from ssl_pretrain.study.names import name_arms, unique
 
@@ -22,8 +23,6 @@ log = logging.getLogger("ssl_pretrain")
 SCRATCH = "scratch"
 PLANS = "nnUNetPlans"
 STOCK_TRAINER = "nnUNetTrainer"
-TRAINERS = {"Primus": "PrimusTrainer_ft", "ViT": "UNETRTrainer_ft"}
-"""How names of networks begin that nnU-Net's own trainer cannot build -> the trainer that can."""
 
 LITTLE = 0.3
 """Share of a network's parameters; a file that gives less is worth a warning."""
@@ -249,7 +248,9 @@ def _trainer_for(about: Mapping[str, Any], settings: StudySettings) -> str:
         return settings.trainer
     if "adaptation" in about:
         return str(about["adaptation"].get("trainer") or STOCK_TRAINER)
-    return next((trainer for start, trainer in TRAINERS.items() if network.startswith(start)), STOCK_TRAINER)
+    planned = ((about.get("plans") or {}).get("configurations") or {}).get(about.get("configuration")) or {}
+    path = str((planned.get("architecture") or {}).get("network_class_name") or "")
+    return trainer_of(network, path if rows_of(network, path) else "", planned=True) or STOCK_TRAINER
 
 
 def _scratch_arm(plans: str, trainer: str, arms: Sequence[Arm]) -> Arm:

@@ -14,11 +14,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ssl_pretrain.data.batches import LoadedCrop, Sample, assemble
 from ssl_pretrain.data.crops import CropDataset
 from ssl_pretrain.methods.base import VALIDATION_STREAM, Method
-from ssl_pretrain.report.pictures import draw_picture
+from ssl_pretrain.report.pictures import draw_neighbours, draw_picture
 from ssl_pretrain.training.history import History, format_seconds
 
 log = logging.getLogger("ssl_pretrain")
@@ -28,6 +29,9 @@ PICTURE = 10**6
 
 WIDEST = 150
 """Columns of a progress bar."""
+
+GALLERY, QUERIES, NEIGHBOURS = 64, 5, 6
+"""Validation crops whose embeddings are compared, and how many of them are drawn with how many neighbours each."""
 
 CANDIDATES = 8
 """Validation samples among which that of the picture is chosen: many crops of a scan are all air."""
@@ -106,22 +110,58 @@ class Pictures(Callback):
         epoch = trainer.current_epoch + 1
         if not trainer.is_global_zero or not (epoch == 1 or epoch % self.every == 0 or epoch == trainer.max_epochs):
             return
-        method = cast("Method", pl_module)
-        batch = self._fixed_sample(trainer, method)
+        method, samples = cast("Method", pl_module), cast("Any", trainer).datamodule.val_crops
+        batch = _on(method.device, assemble([richest_sample(samples)]))
         with torch.no_grad():
             seeded = method.seeded(batch, VALIDATION_STREAM, PICTURE)
             columns = method.panels(seeded, method.generator_for(VALIDATION_STREAM, PICTURE))
-        title = f"{type(method).__name__}, epoch {epoch}, {', '.join(batch['case'])}"
+            found = neighbours(method, samples) if epoch == trainer.max_epochs else None
+        title = f"{type(method).__name__}, epoch {epoch}"
         try:
             self.folder.mkdir(exist_ok=True)
-            draw_picture(self.folder / f"epoch_{epoch:04d}.png", columns, title=title, spacing=self.spacing)
+            cases = ", ".join(dict.fromkeys(batch["case"]))
+            target = self.folder / f"epoch_{epoch:04d}.png"
+            draw_picture(target, columns, title=f"{title}, {cases}", spacing=self.spacing)
+            if found is not None:
+                draw_neighbours(self.folder / "neighbours.png", found, title=title, spacing=self.spacing)
         except OSError as error:
             log.warning("No picture of epoch %d: %s", epoch, error)
 
-    @staticmethod
-    def _fixed_sample(trainer: Trainer, method: Method) -> Any:
-        batch = assemble([richest_sample(cast("Any", trainer).datamodule.val_crops)])
-        return {key: value.to(method.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+def _on(device: torch.device, batch: dict[str, Any]) -> Any:
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def neighbours(method: Method, samples: CropDataset | Sequence[Sample]) -> list[list[tuple[str, Tensor]]] | None:
+    """Crops with their nearest neighbours by embedding, captioned; None of a method without embeddings.
+
+    Args:
+        method: on its device.
+        samples: of the validation; the first crop of each of :data:`GALLERY` takes part.
+
+    Returns:
+        A row for each query: itself, then crops of other samples by falling cosine.
+    """
+    crops: list[LoadedCrop] = []
+    parts = []
+    for first in range(0, GALLERY, method.length.batch_size):
+        drawn = [samples[number][:1] for number in range(first, min(GALLERY, first + method.length.batch_size))]
+        embedded = method.embed(_on(method.device, assemble(drawn))["image"])
+        if embedded is None:
+            return None
+        crops += [crop for (crop,) in drawn]
+        parts.append(normalize(embedded.float(), dim=1).cpu())
+    cosines = torch.cat(parts) @ torch.cat(parts).T
+    order = cosines.argsort(dim=1, descending=True)
+    queries = sorted(range(GALLERY), key=lambda number: contrast(crops[number]))[-QUERIES:]
+
+    def captioned(query: int, other: int) -> tuple[str, Tensor]:
+        crop = crops[other]
+        name = crop.case if query == other else f"{crop.case}, {cosines[query, other]:.2f}"
+        return name, crop.voxels[: -1 if crop.masked else None]
+
+    nearest = {query: [n for n in order[query].tolist() if n != query][:NEIGHBOURS] for query in queries}
+    return [[captioned(query, other) for other in (query, *others)] for query, others in nearest.items()]
 
 
 def richest_sample(samples: CropDataset | Sequence[Sample]) -> Sample:

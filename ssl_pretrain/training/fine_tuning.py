@@ -8,9 +8,7 @@ import subprocess
 from pathlib import Path
 
 from ssl_pretrain.data.locate import dataset_number
-from ssl_pretrain.networks import Backbone
-from ssl_pretrain.networks.primus import PrimusBackbone
-from ssl_pretrain.networks.tokens import TokenBackbone
+from ssl_pretrain.networks.registry import trainer_of
 from ssl_pretrain.training.prepare import Run
 from ssl_pretrain.transfer.plans import write_network_plans
 
@@ -26,7 +24,10 @@ def finetune_command(run: Run, checkpoint: Path, plans_file: Path) -> str:
             "ssl_pretrain.load_pretrained(network, file), or use a trainer of your own (how-to/fine-tune.md)."
         )
     plans = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
-    trainer = trainer_of(run.method.backbone)
+    backbone = run.method.backbone
+    # The plans name every convolutional network, those of the user included, and nnU-Net's own trainer builds it.
+    planned = "convolutions" in backbone.offers
+    trainer = "" if planned else trainer_of(run.config.network, backbone.architecture)
     plans += f" -tr {trainer}" if trainer else ""
     device = "" if run.config.device == "cuda" else f" -device {run.config.device}"
     # The command has to work from any folder, and a path may have spaces; Windows takes double quotes only.
@@ -58,13 +59,6 @@ def _to_be_copied(run: Run) -> list[str]:
         f"# First copy {file} to {places.get(file.name, run.files.plans.parent)}: nnU-Net reads it there."
         for file in files
     ]
-
-
-def trainer_of(backbone: Backbone) -> str:
-    """The trainer that builds a network which nnU-Net's own cannot; none for a U-Net."""
-    if not isinstance(backbone, TokenBackbone):
-        return ""
-    return "PrimusTrainer_ft" if isinstance(backbone, PrimusBackbone) else "UNETRTrainer_ft"
 
 
 def write_plans(run: Run) -> Path:

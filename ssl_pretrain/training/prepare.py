@@ -23,7 +23,6 @@ from ssl_pretrain.functional.geometry import Triple, check_patch
 from ssl_pretrain.functional.views import Views
 from ssl_pretrain.methods import Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import build_backbone
-from ssl_pretrain.networks.primus import PrimusBackbone
 from ssl_pretrain.sparse.spconv_conv import require_spconv
 from ssl_pretrain.transfer.images import images_of_plans
 from ssl_pretrain.transfer.load import load_pretrained
@@ -212,8 +211,7 @@ def _method(config: PretrainConfig, plan: Plan, plans_file: Path, resume: bool, 
         if config.network != "plans":
             raise
         raise ValueError(f"{error} The network is that of {plans_file}.") from error
-    # A Primus normalises over the channels of a token.
-    if patch == backbone.feature_maps[-1].stride and not isinstance(backbone, PrimusBackbone):
+    if patch == backbone.feature_maps[-1].stride and backbone.normalises_over_space:
         raise ValueError(
             f"Patch size {patch} leaves a single voxel of the network's coarsest map (total stride {patch}), which has "
             "no statistics to normalise by. Double it along some axis (-patch_size D H W)."

@@ -16,13 +16,15 @@ import torch
 
 from ssl_pretrain.files import check_plan_names, save_atomic
 from ssl_pretrain.functional.geometry import as_triple
+from ssl_pretrain.networks.anatomy import unwrap
+from ssl_pretrain.networks.registry import NETWORKS
 from ssl_pretrain.networks.trust import refuse_foreign_code
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint, installed_versions
 from ssl_pretrain.transfer.extension import VARIABLE, trainer_environment
 from ssl_pretrain.transfer.hook import FUNCTION
 from ssl_pretrain.transfer.images import images_of_plans
 from ssl_pretrain.transfer.load import Report, load_pretrained
-from ssl_pretrain.transfer.matching import slots_of, unwrap
+from ssl_pretrain.transfer.matching import slots_of
 from ssl_pretrain.transfer.model_card import CARD, CONFIG, PLANS, REPORT, WEIGHTS
 from ssl_pretrain.transfer.plans import resolve_configuration
 from ssl_pretrain.transfer.recognition import Built, recognise
@@ -244,10 +246,11 @@ def build_target(target: Target, seed: int = 0) -> Built:
                 trainer = trainer_class(plans, target.configuration, 0, dict(target.dataset), torch.device("cpu"))
                 trainer.initialize()
             except (TypeError, ImportError, AttributeError, KeyError, AssertionError, RuntimeError) as error:
+                own = dict.fromkeys(row.trainer for row in NETWORKS.values() if row.kind == "transformer")
                 raise ValueError(
                     f"{target.trainer} cannot build the network of {target.configuration} in "
                     f"{target.plans.get('plans_name')} ({type(error).__name__}: {error}). Networks that need to know "
-                    "the patch size want their own trainer: -tr PrimusTrainer_ft, -tr UNETRTrainer_ft."
+                    f"the patch size want their own trainer: {', '.join(f'-tr {name}' for name in own)}."
                 ) from error
     configuration = trainer.configuration_manager
     patch = as_triple(list(configuration.patch_size), "patch_size in the plans")

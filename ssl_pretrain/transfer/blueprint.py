@@ -14,24 +14,17 @@ from torch import Tensor, nn
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.dotted import is_layer
-from ssl_pretrain.networks.primus import MODULE as PRIMUS_MODULE
 from ssl_pretrain.networks.registry import NETWORKS, build_backbone
-from ssl_pretrain.networks.vit import UNETR_PATH
-from ssl_pretrain.transfer.plans import STUNET_PATH, resolve_configuration
+from ssl_pretrain.networks.resenc import OPENMIND
+from ssl_pretrain.transfer.plans import resolve_configuration
 from ssl_pretrain.transfer.sources.pickles import first_line
 
-UNET_MODULE = "dynamic_network_architectures.architectures.unet"
-
 CLASSES = {
-    "PlainConvUNet": f"{UNET_MODULE}.PlainConvUNet",
-    "ResidualEncoderUNet": f"{UNET_MODULE}.ResidualEncoderUNet",
-    "Primus": f"{PRIMUS_MODULE}.Primus",
-    "STUNet": STUNET_PATH,
-    "UNETR": UNETR_PATH,
+    name: path for row in NETWORKS.values() for path in row.paths if (name := path.rpartition(".")[2]) not in NETWORKS
 }
 """Networks that an ``nnssl_adaptation_plan`` names by their class alone, with their arguments beside it."""
 
-NAMES = {"NoSkipResEncL": "ResEncL"}
+NAMES = {f"NoSkip{OPENMIND}": OPENMIND}
 """Names of nnssl for networks whose encoder is one of ours."""
 
 LARGEST_SIZE = 100_000

@@ -13,11 +13,11 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from ssl_pretrain.functional.geometry import Triple, grid_of
+from ssl_pretrain.networks.anatomy import is_rotary
 from ssl_pretrain.networks.base import Backbone, FeatureMap, StagedEncoder
 from ssl_pretrain.networks.tokens import TokenEncoder, resize_positions, untyped
 from ssl_pretrain.transfer.blueprint import Blueprint, blueprint_of
 from ssl_pretrain.transfer.load import load_pretrained
-from ssl_pretrain.transfer.matching import is_rotary
 from ssl_pretrain.transfer.weights_file import read_weights
 
 Pool = Literal["coarsest", "all"]

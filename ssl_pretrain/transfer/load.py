@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssl_pretrain.transfer.adapting import check_channels
-from ssl_pretrain.transfer.fitting import ROTARY_TABLE, Inputs, Verdict, judge
+from ssl_pretrain.networks.anatomy import is_rotary
+from ssl_pretrain.transfer.fitting import Inputs, check_channels, judge
 from ssl_pretrain.transfer.images import Images, differences
-from ssl_pretrain.transfer.matching import Alignment, Slot, align, beginnings, is_rotary, slots_of
+from ssl_pretrain.transfer.matching import Alignment, Offer, align
 from ssl_pretrain.transfer.report import Entry, Report, shown
-from ssl_pretrain.transfer.stages import renumbered
 from ssl_pretrain.transfer.weights_file import WeightsFile, read_weights
 
 __all__ = ["Entry", "Report", "load_pretrained"]
@@ -69,11 +68,10 @@ def load_pretrained(
             unchanged then.
     """
     weights = file if isinstance(file, WeightsFile) else read_weights(file, fix_nnssl_axes=fix_nnssl_axes)
-    slots = slots_of(network)
-    alignment = align(weights.tensors, slots, network)
-    plan = _plan(weights, slots, alignment, channels, images or Images())
+    alignment = align(weights.tensors, network)
+    plan = _plan(weights, alignment, channels, images or Images())
     if not plan.copies:
-        raise ValueError(_nothing_fits(weights, slots, plan.report))
+        raise ValueError(_nothing_fits(weights, alignment.offers, plan.report))
     if strict and plan.inexact:
         raise ValueError(_not_exact(weights, plan.inexact))
     with torch.no_grad():
@@ -85,50 +83,37 @@ def load_pretrained(
     return plan.report
 
 
-def _plan(
-    weights: WeightsFile, slots: list[Slot], alignment: Alignment, channels: Sequence[int] | None, images: Images
-) -> _Plan:
+def _plan(weights: WeightsFile, alignment: Alignment, channels: Sequence[int] | None, images: Images) -> _Plan:
     """Decide about every tensor; nothing is copied yet, so that a refusal leaves the network as it is."""
-    offers = _offers(slots, alignment)
-    _check_dimensions(weights, slots, offers)
-    seen = _inputs(weights, slots, offers, channels, images)
+    _check_dimensions(weights, alignment.offers)
+    seen = _inputs(weights, alignment.offers, channels, images)
     entries: dict[str, list[Entry]] = {"loaded": [], "adapted": [], "fresh": []}
     copies: list[tuple[Tensor, Tensor]] = []
     inexact: list[Entry] = []
-    for slot in slots:
-        key, name = offers.get(slot.names[0]), slot.names[0]
-        offered = weights.tensors[key] if key is not None else None
-        if offered is None:
-            verdict = Verdict("fresh", _absence(slot, weights, alignment))
-        else:
-            verdict = judge(slot, offered, weights, seen)
-        reason = verdict.reason or _renumbering(key, name, alignment)
-        shape = tuple(offered.shape) if offered is not None else None
-        entry = Entry(name, shape, tuple(slot.tensor.shape), reason)
+    for offer in alignment.offers:
+        slot, verdict = offer.slot, judge(offer, weights, seen)
+        shape = tuple(offer.tensor.shape) if offer.tensor is not None else None
+        entry = Entry(slot.names[0], shape, tuple(slot.tensor.shape), verdict.reason or offer.note)
         entries[verdict.kind].append(entry)
         if verdict.value is not None:
             copies.append((slot.tensor, verdict.value))
         if verdict.kind != "loaded" and not slot.is_head and not slot.is_rotary:
             inexact.append(entry)
-    unused = _unused(weights, slots, alignment)
+    known = {name for offer in alignment.offers for name in offer.slot.names}
+    unused = [Entry(key, tuple(weights.tensors[key].shape), None, why) for key, why in alignment.unused.items()]
+    left_out = {key: why for key, why in weights.left_out.items() if key not in known}
+    unused += [Entry(key, None, None, f"left out of the file: {why}") for key, why in left_out.items()]
     inexact += [entry for entry in unused if entry.name not in weights.left_out and not is_rotary(entry.name)]
     tables = {kind: tuple(rows) for kind, rows in entries.items()}
     warnings = differences(weights.images, images, weights.file, channels)
-    report = Report(weights.file, **tables, unused=unused, images=weights.images, warnings=warnings)
+    report = Report(weights.file, **tables, unused=tuple(unused), images=weights.images, warnings=warnings)
     return _Plan(report, copies, inexact)
 
 
-def _offers(slots: list[Slot], alignment: Alignment) -> dict[str, str]:
-    """Name in the file by a slot's first name; the first alias that the file has counts."""
-    by_name = {name: key for key, name in reversed(alignment.names.items())}
-    found = {slot.names[0]: next((by_name[name] for name in slot.names if name in by_name), None) for slot in slots}
-    return {name: key for name, key in found.items() if key is not None}
-
-
-def _check_dimensions(weights: WeightsFile, slots: list[Slot], offers: dict[str, str]) -> None:
+def _check_dimensions(weights: WeightsFile, offers: list[Offer]) -> None:
     """Refuse the weights of a 2-D network for a 3-D one, and the reverse: only their biases and norms would agree."""
-    convolutions = [(slot, weights.tensors[offers[slot.names[0]]]) for slot in slots if slot.names[0] in offers]
-    convolutions = [(slot, value) for slot, value in convolutions if slot.convolution and value.dim() in (3, 4, 5)]
+    pairs = [(offer.slot, offer.tensor) for offer in offers if offer.tensor is not None and offer.slot.convolution]
+    convolutions = [(slot, value) for slot, value in pairs if value.dim() in (3, 4, 5)]
     if not convolutions or any(slot.tensor.dim() == value.dim() for slot, value in convolutions):
         return
     slot, value = convolutions[0]
@@ -140,17 +125,11 @@ def _check_dimensions(weights: WeightsFile, slots: list[Slot], offers: dict[str,
     )
 
 
-def _inputs(
-    weights: WeightsFile,
-    slots: list[Slot],
-    offers: dict[str, str],
-    channels: Sequence[int] | None,
-    images: Images,
-) -> Inputs:
+def _inputs(weights: WeightsFile, offers: list[Offer], channels: Sequence[int] | None, images: Images) -> Inputs:
     """What the input channels are; ``channels`` are checked against the first layer that sees the image."""
-    projections = (slot for slot in slots if slot.input_projection and slot.names[0] in offers)
-    pairs = ((slot.tensor, weights.tensors[offers[slot.names[0]]]) for slot in projections)
-    first = next(((int(ours.shape[1]), int(theirs.shape[1])) for ours, theirs in pairs if theirs.dim() > 2), None)
+    pairs = ((offer.slot.tensor, offer.tensor) for offer in offers if offer.slot.input_projection)
+    seen = ((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs if theirs is not None and theirs.dim() > 2)
+    first = next(seen, None)
     if first is None:
         if channels is None:
             return Inputs()
@@ -165,49 +144,11 @@ def _inputs(
     return Inputs(ours, theirs, image, image_there, mapped)
 
 
-def _absence(slot: Slot, weights: WeightsFile, alignment: Alignment) -> str:
-    """Why the file has nothing for a tensor of the network."""
-    name = slot.names[0]
-    if slot.is_rotary:
-        return ROTARY_TABLE
-    left_out = next((weights.left_out[known] for known in slot.names if known in weights.left_out), None)
-    if left_out is not None:
-        return f"left out of the file: {left_out}"
-    ours, theirs = alignment.network_stages, alignment.stages
-    if ours > theirs > 0 and renumbered(name, ours, theirs) is None:
-        return f"the file has {theirs} stages, the network {ours}; as initialised"
-    return "nothing in the file; as initialised"
-
-
-def _renumbering(key: str | None, name: str, alignment: Alignment) -> str:
-    """Where a tensor of a decoder comes from, if the decoders count to different numbers."""
-    ours, theirs = alignment.network_stages, alignment.stages
-    if key is None or ours == theirs or not theirs or renumbered(name, ours, theirs) == name:
-        return ""
-    return f"{key} in the file: the same resolution"
-
-
-def _unused(weights: WeightsFile, slots: list[Slot], alignment: Alignment) -> tuple[Entry, ...]:
-    known = {name for slot in slots for name in slot.names}
-    rest = [key for key in weights.tensors if alignment.names.get(key) not in known]
-    found = [Entry(key, tuple(weights.tensors[key].shape), None, _surplus(key, alignment)) for key in rest]
-    left_out = {key: why for key, why in weights.left_out.items() if key not in known}
-    return (*found, *(Entry(key, None, None, f"left out of the file: {why}") for key, why in left_out.items()))
-
-
-def _surplus(key: str, alignment: Alignment) -> str:
-    """Why a tensor of the file has no place in the network."""
-    if is_rotary(key):
-        return "rotary table: the network computes its own"
-    ours, theirs = alignment.network_stages, alignment.stages
-    if key in alignment.surplus:
-        return f"the file has {theirs} stages, the network {ours}"
-    return "no such tensor in the network"
-
-
-def _nothing_fits(weights: WeightsFile, slots: list[Slot], report: Report) -> str:
-    expected = ", ".join(beginnings(slot.names[0] for slot in slots)[:8])
-    found = ", ".join(beginnings(weights.tensors)[:8])
+def _nothing_fits(weights: WeightsFile, offers: list[Offer], report: Report) -> str:
+    # The beginnings of dotted names tell one kind of file from another.
+    kinds = [offer.slot.names[0] for offer in offers], weights.tensors
+    cut = ([".".join(part for part in name.split(".")[:2] if not part.isdigit()) for name in names] for names in kinds)
+    expected, found = (", ".join(list(dict.fromkeys(names))[:8]) for names in cut)
     refused = [entry for entry in report.fresh if entry.file_shape is not None]
     return (
         f"Nothing in {weights.file} fits this network. The file has {found}; the network has {expected}. "

@@ -1,49 +1,41 @@
-"""Which tensor of a file belongs to which tensor of a network."""
+"""Which tensor of a file belongs to which tensor of a network.
+
+Networks of another number of stages share those of the same resolution. An encoder counts its stages from the finest, a
+decoder from the coarsest: the same number means the same resolution in two encoders, whatever their depth, but in two
+decoders only where the depth agrees.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.networks.decoding import decoding_of
-from ssl_pretrain.networks.tokens import position_grid
-from ssl_pretrain.transfer.adapting import kernel_fits, step_fits
-from ssl_pretrain.transfer.stages import at_their_resolution, number_of_stages
+from ssl_pretrain.networks.anatomy import Positions, anatomy_of, is_rotary
 from ssl_pretrain.transfer.weights_file import plain_name
 
-HEADS = frozenset({"seg_layers", "seg_outputs"})
-"""Modules that end in the classes of a dataset: in nnU-Net's own networks, and in STU-Net."""
+FINE_FIRST = ("encoder.stages", "conv_blocks_context")
+"""Lists that begin with full resolution: in nnU-Net's own networks, and in STU-Net."""
 
-ROTARY = "rope"
-"""Module whose buffers are tables of rotary positions: a function of the patch, computed by the constructor."""
+COARSE_FIRST = (
+    *("decoder.stages", "decoder.transpconvs", "decoder.seg_layers"),
+    *("upsample_layers", "conv_blocks_localization", "seg_outputs"),
+)
+"""Lists that begin with the level above the bottleneck, and have one entry less than the encoder."""
 
-MONAI_POSITIONS = "vit.patch_embedding.position_embeddings"
-"""Learned positions of MONAI's UNETR, which does not say itself where they are."""
+_LISTS = "|".join(re.escape(name) for name in (*FINE_FIRST, *COARSE_FIRST))
+_PLACE = re.compile(rf"(?:^|\.)(?P<list>{_LISTS})\.(?P<index>\d+)(?=\.|$)")
+
 
 MAX_PREFIX_PARTS = 4
 
 MIN_SHARE = 0.05
 """Of a file's names. A network in a wrapper is more of a file, and every candidate costs a look at all names."""
-
-
-class Positions(NamedTuple):
-    """Where a learned embedding of positions lies.
-
-    Attributes:
-        grid: tokens per axis, numbered in C-order.
-        token: voxels of a token per axis; None where the network does not tell.
-    """
-
-    grid: Triple
-    token: Triple | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ class Slot:
         return is_rotary(self.names[0])
 
     def adapts(self, value: Tensor) -> bool:
-        """Whether ``value``, of another shape, can be made to fit by what is in ``adapting`` or by interpolation."""
+        """Whether ``value``, of another shape, can be made to fit by what is in ``fitting`` or by interpolation."""
         ours, theirs = self.tensor.shape, value.shape
         if len(ours) != len(theirs) or 0 in theirs:
             return False
@@ -87,25 +79,32 @@ class Slot:
         return ours[0] == theirs[0] and in_channels and fits(theirs[2:], ours[2:])
 
 
-class Alignment(NamedTuple):
-    """What the tensors of a file are called in a network.
+class Offer(NamedTuple):
+    """What a file has for one tensor of a network.
 
     Attributes:
-        names: name in the network by name in the file, for those that have one.
-        surplus: names in the file that belong to stages which the network does not have.
-        stages: of the file's U-Net; 0 where it is none.
-        network_stages: of the network's.
+        slot: the tensor of the network.
+        tensor: the file's; None where it has none.
+        adapts: whether it can be made to fit if its shape is another.
+        note: where it comes from, if its name does not say so; or why there is none.
     """
 
-    names: dict[str, str]
-    surplus: frozenset[str]
-    stages: int
-    network_stages: int
+    slot: Slot
+    tensor: Tensor | None
+    adapts: bool
+    note: str
 
 
-def is_rotary(name: str) -> bool:
-    """Whether a tensor of this name is a table of rotary positions."""
-    return ROTARY in name.split(".")[:-1]
+class Alignment(NamedTuple):
+    """What the tensors of a file are in a network.
+
+    Attributes:
+        offers: one for each tensor of the network, in its order.
+        unused: names in the file that have no place in the network, and why.
+    """
+
+    offers: list[Offer]
+    unused: dict[str, str]
 
 
 def slots_of(network: nn.Module) -> list[Slot]:
@@ -113,24 +112,28 @@ def slots_of(network: nn.Module) -> list[Slot]:
 
     nnU-Net's blocks register one convolution under up to three names (``encoder.…conv``, ``encoder.…all_modules.0``,
     ``decoder.encoder.…``); these are one tensor.
+
+    Args:
+        network: may be wrapped.
     """
-    inner = unwrap(network)
+    anatomy = anatomy_of(network)
     names: dict[int, list[str]] = defaultdict(list)
     tensors: dict[int, Tensor] = {}
-    for name, tensor in inner.state_dict(keep_vars=True).items():
+    for name, tensor in anatomy.network.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
             names[id(tensor)].append(plain_name(name))
             tensors[id(tensor)] = tensor
-    projections, heads = _input_projections(inner), _heads(inner)
-    embedding, positions = _positions(inner)
-    kernels = {id(module.weight): module for module in inner.modules() if isinstance(module, _ConvNd)}
+    projections = {id(getattr(module, "weight", None)) for module in anatomy.input_projections}
+    heads = {id(tensor) for head in anatomy.heads for tensor in head.state_dict(keep_vars=True).values()}
+    kernels = {id(module.weight): module for module in anatomy.network.modules() if isinstance(module, _ConvNd)}
+    positions = anatomy.positions
     return [
         Slot(
             tuple(names[key]),
             tensor,
             key in projections,
-            positions if embedding in names[key] and _agrees(tensor, positions) else None,
-            key in heads or not HEADS.isdisjoint(names[key][0].split(".")),
+            positions if positions and anatomy.position_key in names[key] and positions.belong_to(tensor) else None,
+            key in heads,
             key in kernels,
             isinstance(kernels.get(key), _ConvTransposeNd),
         )
@@ -138,52 +141,7 @@ def slots_of(network: nn.Module) -> list[Slot]:
     ]
 
 
-def _agrees(embedding: Tensor, positions: Positions | None) -> bool:
-    """Whether an embedding has one entry per token; one with more has entries for something else as well."""
-    return positions is not None and embedding.dim() == 3 and embedding.shape[1] == prod(positions.grid)
-
-
-def _positions(network: nn.Module) -> tuple[str | None, Positions | None]:
-    """Name and layout of a network's learned embedding of positions."""
-    embedding, grid = getattr(network, "key_to_lpe", None), position_grid(network)
-    if embedding is None and _is_monai_unetr(network):
-        embedding, grid = (
-            MONAI_POSITIONS,
-            cast("Triple", tuple(int(n) for n in cast("Sequence[int]", network.feat_size))),
-        )
-    if embedding is None or grid is None:
-        return None, None
-    stem = getattr(network, "key_to_stem", None) or str(embedding).rpartition(".")[0]
-    convolutions = (module for module in network.get_submodule(str(stem)).modules() if isinstance(module, nn.Conv3d))
-    projection = next(convolutions, None)
-    return str(embedding), Positions(grid, cast("Triple", projection.kernel_size) if projection is not None else None)
-
-
-def _is_monai_unetr(network: nn.Module) -> bool:
-    return hasattr(network, "feat_size") and hasattr(getattr(network, "vit", None), "patch_embedding")
-
-
-def _heads(network: nn.Module) -> set[int]:
-    """Ids of the tensors of the segmentation head, where a network has one that we know."""
-    decoding = decoding_of(network)
-    head = decoding.segmentation_head if decoding is not None else None
-    if head is None and (hasattr(network, "swinViT") or _is_monai_unetr(network)):
-        head = getattr(network, "out", None)
-    return {id(parameter) for parameter in head.parameters()} if isinstance(head, nn.Module) else set()
-
-
-def unwrap(network: nn.Module) -> nn.Module:
-    """Return the network inside DistributedDataParallel, DataParallel and torch.compile, in whatever order."""
-    while True:
-        if isinstance(network, (DistributedDataParallel, DataParallel)):
-            network = network.module
-        elif isinstance(getattr(network, "_orig_mod", None), nn.Module):
-            network = network.get_submodule("_orig_mod")
-        else:
-            return network
-
-
-def align(tensors: Mapping[str, Tensor], slots: Sequence[Slot], network: nn.Module) -> Alignment:
+def align(tensors: Mapping[str, Tensor], network: nn.Module) -> Alignment:
     """Find what the tensors of a file are called in a network: there may be a prefix, and other numbers of stages.
 
     Files name their tensors as the network does, or with the path of a wrapper in front (``backbone.encoder.…``), or
@@ -191,13 +149,14 @@ def align(tensors: Mapping[str, Tensor], slots: Sequence[Slot], network: nn.Modu
     another one than the file's own names must fit at least half of what it claims, so that a stranger's file is not
     taken for ours because two layers happen to agree. What would have to be adapted speaks neither for nor against it.
     """
+    slots = slots_of(network)
     by_name = {name: slot for slot in slots for name in slot.names}
-    stages = number_of_stages(by_name)
+    ours = number_of_stages(by_name)
     best, best_score = {key: key for key in tensors}, 0
-    readings = [(dropped, added) for dropped in _leading_paths(tensors) for added in _encoder_paths(network)]
+    readings = [(dropped, added) for dropped in _leading_paths(tensors) for added in anatomy_of(network).encoder_paths]
     for dropped, added in sorted(readings, key=lambda reading: len("".join(reading))):
         mapping = {key: added + key.removeprefix(dropped) for key in tensors if key.startswith(dropped)}
-        placed = {key: name for key, name in at_their_resolution(mapping, stages).items() if name is not None}
+        placed = {key: name for key, name in at_their_resolution(mapping, ours).items() if name is not None}
         found = {key: by_name[name] for key, name in placed.items() if name in by_name}
         exact = {key for key, slot in found.items() if slot.tensor.shape == tensors[key].shape}
         adaptable = {key for key, slot in found.items() if key not in exact and slot.adapts(tensors[key])}
@@ -205,49 +164,94 @@ def align(tensors: Mapping[str, Tensor], slots: Sequence[Slot], network: nn.Modu
         as_it_is = not dropped and not added
         if score > best_score and (as_it_is or 2 * len(exact) >= len(placed) - len(adaptable)):
             best, best_score = mapping, score
-    names = at_their_resolution(best, stages)
-    return Alignment(
-        {key: name for key, name in names.items() if name is not None},
-        frozenset(key for key, name in names.items() if name is None),
-        number_of_stages(best.values()),
-        stages,
-    )
 
-
-def beginnings(names: Iterable[str]) -> list[str]:
-    """Return the distinct beginnings of dotted names, in order: what tells one kind of file from another."""
-    return list(dict.fromkeys(".".join(part for part in name.split(".")[:2] if not part.isdigit()) for name in names))
+    names, theirs = at_their_resolution(best, ours), number_of_stages(best.values())
+    keys = {name: key for key, name in reversed(names.items()) if name is not None}
+    depths = f"the file has {theirs} stages, the network {ours}"
+    offers = []
+    for slot in slots:
+        # The first alias that the file has counts.
+        key = next((keys[name] for name in slot.names if name in keys), None)
+        moved = theirs > 0 and renumbered(slot.names[0], ours, theirs) != slot.names[0]
+        if key is not None:
+            note = f"{key} in the file: the same resolution" if moved else ""
+            offers.append(Offer(slot, tensors[key], slot.adapts(tensors[key]), note))
+        else:
+            missing = ours > theirs > 0 and renumbered(slot.names[0], ours, theirs) is None
+            offers.append(Offer(slot, None, False, f"{depths if missing else 'nothing in the file'}; as initialised"))
+    unused = {key: "no such tensor in the network" for key in tensors if names.get(key) not in by_name}
+    unused |= {key: depths for key, name in names.items() if name is None}
+    unused |= {key: "rotary table: the network computes its own" for key in unused if is_rotary(key)}
+    return Alignment(offers, unused)
 
 
 def _leading_paths(names: Collection[str]) -> list[str]:
     """What may be the path of a wrapper: nothing, and beginnings that enough of the names have in common."""
-    paths = Counter(
-        "".join(f"{part}." for part in name.split(".")[:depth]) for name in names for depth in _depths(name)
-    )
+    paths: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        paths.update(".".join(parts[:depth]) + "." for depth in range(1, min(len(parts) - 1, MAX_PREFIX_PARTS) + 1))
     return ["", *(path for path, count in paths.items() if MIN_SHARE * len(names) <= count)]
 
 
-def _depths(name: str) -> range:
-    return range(1, min(name.count("."), MAX_PREFIX_PARTS) + 1)
+def kernel_fits(theirs: Sequence[int], ours: Sequence[int]) -> bool:
+    """Whether :func:`fit_kernel` can make one kernel size of another: odd sizes that shrink to 1, or grow."""
+    pairs = zip(theirs, ours, strict=True)
+    return all(t == o or (t % 2 == 1 and o % 2 == 1 and (o == 1 or o > t)) for t, o in pairs)
 
 
-def _encoder_paths(network: nn.Module) -> list[str]:
-    """Return what may be missing in front of names that are relative to the encoder."""
-    inner = unwrap(network)
-    key = getattr(inner, "key_to_encoder", None) or ("encoder" if hasattr(inner, "encoder") else "")
-    parts = str(key).split(".") if key else []
-    return ["", *(".".join(parts[:depth]) + "." for depth in range(1, len(parts) + 1))]
+def step_fits(theirs: Sequence[int], ours: Sequence[int]) -> bool:
+    """Whether :func:`fit_step` can make one step of upsampling of another: equal, or 1 on one side."""
+    return all(t == o or 1 in (t, o) for t, o in zip(theirs, ours, strict=True))
 
 
-def _input_projections(network: nn.Module) -> set[int]:
-    """Return the ids of the weights that see the image's channels.
+def number_of_stages(names: Iterable[str]) -> int:
+    """Stages of the encoder of the U-Net whose tensors these are; 0 where they are not a U-Net's."""
+    count = 0
+    for name in names:
+        place = _PLACE.search(name)
+        if place:
+            count = max(count, int(place["index"]) + (1 if place["list"] in FINE_FIRST else 2))
+    return count
 
-    A network says which they are by ``keys_to_in_proj``, as dynamic-network-architectures does. Else they are the first
-    convolution and those with as many input channels.
+
+def part_of(name: str) -> str:
+    """The part of a network that a tensor is in, for people: a stage, or the beginning of its name."""
+    place = _PLACE.search(name)
+    if place is None:
+        return ".".join(part for part in name.split(".")[:2] if not part.isdigit())
+    return f"stage {place['index']}" if place["list"] in FINE_FIRST else f"{place['list']}.{place['index']}"
+
+
+def renumbered(name: str, stages: int, wanted: int) -> str | None:
+    """What a tensor of a U-Net is called in a U-Net with another number of stages.
+
+    Args:
+        name: of a tensor; without a stage in it, it is the same in both.
+        stages: of the network that it belongs to.
+        wanted: stages of the other network.
+
+    Returns:
+        The name of the tensor at the same resolution; None where the other network has no such stage.
     """
-    modules = dict(network.named_modules(remove_duplicate=False))
-    declared = [modules[key] for key in getattr(network, "keys_to_in_proj", ()) if key in modules]
-    if not declared:
-        convolutions = [module for module in network.modules() if isinstance(module, _ConvNd) and module.groups == 1]
-        declared = [module for module in convolutions if module.in_channels == convolutions[0].in_channels]
-    return {id(module.weight) for module in declared if isinstance(getattr(module, "weight", None), Tensor)}
+    place = _PLACE.search(name)
+    if place is None:
+        return name
+    index = int(place["index"])
+    if place["list"] in FINE_FIRST:
+        return name if index < wanted else None
+    index += wanted - stages
+    return f"{name[: place.start('index')]}{index}{name[place.end('index') :]}" if index >= 0 else None
+
+
+def at_their_resolution(mapping: Mapping[str, str], wanted: int) -> dict[str, str | None]:
+    """Names in a network of ``wanted`` stages for the names in a file, see :func:`renumbered`.
+
+    Args:
+        mapping: name in the network by name in the file, as far as the beginnings of the names go.
+        wanted: stages of the network; 0 for a network that is no U-Net.
+    """
+    stages = number_of_stages(mapping.values())
+    if not stages or not wanted:
+        return dict(mapping)
+    return {key: renumbered(name, stages, wanted) for key, name in mapping.items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.files import read_json
+from ssl_pretrain.networks.registry import NETWORKS, rows_of, trainer_of
 from ssl_pretrain.transfer.report import KINDS, Report
 
 WEIGHTS, CONFIG, PLANS, CARD, REPORT = "model.safetensors", "config.json", "plans.json", "README.md", "report.json"
@@ -30,9 +31,6 @@ STUDY_TABLES = {
     "differences": ("size", "arm", "baseline", "pairs", "difference", "low", "high"),
 }
 """Lists in ``study.json`` -> what of their entries the card shows; low and high are of a 95 % bootstrap interval."""
-
-TRAINERS = {"STUNet_": "STUNetTrainer_{}_ft", "Primus": "PrimusTrainer_ft", "UNETR": "UNETRTrainer_ft"}
-"""How names of networks begin that want a trainer of ours -> that trainer; the rest of the name is the size."""
 
 Facts = Iterable[tuple[str, Any]]
 
@@ -210,11 +208,10 @@ def _adaptation(pretraining: Mapping[str, Any], report: Report | None) -> str:
 
 def _usage(content: Mapping[str, Any]) -> str:
     config = (content.get("pretraining") or {}).get("config") or {}
-    names = (str(config.get("network")), _network(content))
-    trainers = (
-        form.format(name[len(start) :]) for name in names for start, form in TRAINERS.items() if name.startswith(start)
-    )
-    trainer = next(trainers, "")
+    name, path = str(config.get("network")), _network(content)
+    # Of a file of others the class is known, which may be called as we call the network.
+    name = name if name in NETWORKS else path
+    trainer = trainer_of(name, path) if rows_of(name, path) else ""
     flags = f" -tr {trainer}" if trainer else ""
     folders = (
         'export nnUNet_extTrainer="$(python -c "from ssl_pretrain.transfer.extension import extension_folder; '

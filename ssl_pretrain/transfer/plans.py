@@ -11,10 +11,7 @@ from typing import Any
 from ssl_pretrain.files import read_json, validated, write_json, write_or_spare
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.networks.base import Backbone
-from ssl_pretrain.networks.stunet import STUNet, stunet_kwargs
-
-STUNET_PATH = f"{STUNet.__module__}.{STUNet.__qualname__}"
-"""What a plans file calls the network; nnU-Net imports it by this name."""
+from ssl_pretrain.networks.stunet import STUNET_PATH, stunet_kwargs
 
 PREPROCESSING = ("data_identifier", "spacing", "preprocessor_name", "normalization_schemes", "use_mask_for_norm")
 """Entries of a configuration that say which preprocessed files it reads and how they were made."""

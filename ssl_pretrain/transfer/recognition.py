@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.networks.anatomy import anatomy_of
 from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.registry import NETWORKS, build_backbone
 
@@ -50,12 +51,9 @@ def recognise(built: Built) -> Recognised:
     network = built.network
     twins = ((name, _twin(name, built)) for name in NETWORKS)
     name, twin = next(((name, twin) for name, twin in twins if twin and _alike(twin.network, network)), (None, None))
-    key, stem = (str(getattr(network, f"key_to_{part}", "")) for part in ("encoder", "stem"))
-    parts = nn.ModuleList(network.get_submodule(part) for part in (key, stem) if part)
+    anatomy = anatomy_of(network)
+    parts = nn.ModuleList(network.get_submodule(part) for part in (anatomy.encoder_key, anatomy.stem_key) if part)
     backbone = Backbone(network, parts, (), built.input_channels)
-    backbone.encoder_key, backbone.stem_key = key, stem
-    backbone.input_projection_keys = tuple(getattr(network, "keys_to_in_proj", ()))
-    backbone.position_keys = tuple(filter(None, [getattr(network, "key_to_lpe", None)]))
     backbone.architecture = f"{type(network).__module__}.{type(network).__qualname__}"
     if twin is not None:
         backbone.architecture, backbone.architecture_kwargs = twin.architecture, twin.architecture_kwargs

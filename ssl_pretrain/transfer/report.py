@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ssl_pretrain.files import write_json
 from ssl_pretrain.report.tables import format_table
 from ssl_pretrain.transfer.images import Images
-from ssl_pretrain.transfer.stages import part_of
+from ssl_pretrain.transfer.matching import part_of
 
 Shape = tuple[int, ...]
 

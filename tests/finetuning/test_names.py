@@ -9,8 +9,7 @@ from conftest import REPOSITORY
 
 from ssl_pretrain.finetuning.names import FAMILIES, PATTERN, SCHEDULES, SHORT, TrainerName, grammar, parse_trainer_name
 from ssl_pretrain.finetuning.schedules import KINDS, Schedule, course_of
-from ssl_pretrain.networks import NETWORKS, build_backbone
-from ssl_pretrain.training.fine_tuning import trainer_of
+from ssl_pretrain.networks.registry import NETWORKS, PLANNED, trainer_of
 
 WRITTEN = {
     None: None,
@@ -150,14 +149,27 @@ def test_the_pages_name_only_trainers_that_there_are(page: Path):
         assert parse_trainer_name(name) is not None
 
 
-@pytest.mark.parametrize("network", ["PrimusS", "ViT_B16"])
-def test_pretraining_names_a_trainer_that_there_is(network):
-    assert network in NETWORKS
-    if network == "ViT_B16":
-        pytest.importorskip("monai")
-    settings = {"width": 24, "depth": 4, "heads": 2}
-    sizes = {"input_channels": 1, "num_classes": 2, "patch": (16, 16, 16)}
-    backbone = build_backbone(network, architecture={}, settings=settings, **sizes)
-    setting = parse_trainer_name(trainer_of(backbone))
+@pytest.mark.parametrize("network", [name for name, row in NETWORKS.items() if row.trainer])
+def test_the_trainer_of_a_network_is_one_that_there_is(network):
+    row = NETWORKS[network]
+    setting = parse_trainer_name(row.trainer)
     assert setting.pretrained
-    assert str(setting) == trainer_of(backbone)
+    assert str(setting) == row.trainer == trainer_of(network)
+    # nnU-Net builds a U-Net that plans name; a transformer needs ours, also where its path alone is known.
+    assert trainer_of(network, planned=True) == (row.trainer if row.kind == "transformer" else "")
+    if row.kind == "transformer":
+        assert {trainer_of(PLANNED, path) for path in row.paths} == {row.trainer}
+
+
+def test_a_network_without_a_trainer_of_ours_is_trained_by_nnunets():
+    without = [name for name, row in NETWORKS.items() if not row.trainer]
+    assert PLANNED in without
+    assert {trainer_of(name, path) for name in without for path in ("", *NETWORKS[name].paths)} == {""}
+
+
+@pytest.mark.parametrize(("name", "path"), [("Unheard", ""), (PLANNED, "package.of.mine.Tokens"), ("a:B", "")])
+def test_the_trainer_of_an_unknown_network_is_not_guessed(name, path):
+    with pytest.raises(
+        ValueError, match=rf"No trainer is known for the network {path or name}\. Known are plans, .*-tr"
+    ):
+        trainer_of(name, path)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_pretrain.data.spatial import Transform, affine_of, rotation_matrix
-from ssl_pretrain.functional.views import Views, common_boxes, overlaps
+from ssl_pretrain.functional.views import Views, common_boxes, moved_onto, overlaps
 
 SIZE = (6, 9, 12)
 FLIPS = st.tuples(*[st.booleans()] * 3)
@@ -72,3 +72,20 @@ def test_the_boxes_of_two_views_show_the_same_voxels():
 def test_impossible_views_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Views(**wrong)
+
+
+@pytest.mark.parametrize("mirrored", [(), (1,), (0, 2), (0, 1, 2)])
+def test_a_crop_is_moved_to_where_it_overlaps_another(mirrored):
+    volume = torch.randn(2, 12, 12, 12, generator=torch.Generator().manual_seed(0))
+    size, starts = (6, 5, 4), ((2, 3, 1), (4, 2, 3))
+    first, second = (volume[:, d : d + size[0], h : h + size[1], w : w + size[2]] for d, h, w in starts)
+    affine = torch.eye(3, 4).repeat(2, 1, 1)
+    for axis in range(3):
+        for crop in (0, 1):
+            affine[crop, axis, 3] = starts[crop][axis] + (size[axis] - 1) / 2
+        if axis in mirrored:
+            affine[1, axis, axis] = -1.0
+    moved = moved_onto(second.flip([axis + 1 for axis in mirrored]), affine)
+    common = ~moved.isnan()
+    assert common[0].sum() == 4 * 4 * 2
+    assert torch.equal(moved[common], first[common])

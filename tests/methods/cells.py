@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
 from typing import Any
 
 import torch
@@ -10,14 +9,7 @@ from architectures import STRIDES, architecture
 
 from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import NETWORKS, Backbone, build_backbone
-from ssl_pretrain.networks.base import Need
-
-SMALL: dict[str, dict[str, int]] = {
-    "ResEnc": {"width": 4, "widest": 16, "depth": 1},
-    "Primus": {"width": 36, "depth": 2, "heads": 2},
-    "ViT": {"width": 32, "depth": 4, "heads": 4},
-}
-"""Sizes by the beginning of a network's name; the others are small by their plans or as published."""
+from ssl_pretrain.networks.registry import kin
 
 CONVOLUTIONAL, TRANSFORMER = (16, 24, 32), (16, 32, 48)
 """Patches, in voxels: multiples of the cells of each kind, and no cubes."""
@@ -27,15 +19,12 @@ CHANNELS = 2
 
 def families() -> list[str]:
     """One name for each way of building a network: sizes of one family differ in numbers only."""
-    found: dict[Any, str] = {}
-    for name, build in NETWORKS.items():
-        found.setdefault(build.func if isinstance(build, partial) else build, name)
-    return list(found.values())
+    return [first for first, *_ in kin()]
 
 
 def patch_of(network: str) -> tuple[int, int, int]:
     """The patch of a network in these tests."""
-    return TRANSFORMER if network.startswith(("Primus", "ViT")) else CONVOLUTIONAL
+    return CONVOLUTIONAL if NETWORKS[network].token is None else TRANSFORMER
 
 
 def build(
@@ -57,7 +46,7 @@ def backbone_of(network: str, channels: int = CHANNELS, strides: str = "anisotro
         input_channels=channels,
         num_classes=3,
         patch=patch_of(network),
-        settings=next((size for start, size in SMALL.items() if network.startswith(start)), {}),
+        settings=NETWORKS[network].tiny,
     )
 
 
@@ -88,13 +77,7 @@ def cells() -> list[tuple[str, str]]:
 
 def goes_together(method: str, network: str) -> bool:
     """As method and network declare; a test compares it with what the methods accept."""
-    return METHODS[method].goes_with(offers_of(network))
-
-
-@cache
-def offers_of(network: str) -> frozenset[Need]:
-    """What methods may ask of a network."""
-    return backbone_of(network).offers
+    return METHODS[method].goes_with(NETWORKS[network].offers)
 
 
 def network_for(method: str) -> str:

@@ -42,7 +42,7 @@ def module(monkeypatch, name):
 
 def test_its_cells_are_those_of_the_suite(monkeypatch):
     matrix = module(monkeypatch, "matrix")
-    pairs = [(method, network) for method in METHODS for network in matrix.NETWORKS]
+    pairs = [(method, network) for method in METHODS for network in matrix.KINDS]
     assert [p for p in pairs if matrix.goes_together(*p)] == [p for p in pairs if goes_together(*p)]
 
 

@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cells import batch_for, build, generator
+from cells import batch_for, build, generator, network_for
+from made_data import made_crop
 
-from ssl_pretrain.data.batches import Sample
 from ssl_pretrain.functional.fusion import fuse
+from ssl_pretrain.methods import METHODS
 from ssl_pretrain.report.pictures import draw_picture
 from ssl_pretrain.training import display
-from ssl_pretrain.training.display import CANDIDATES, Pictures
+from ssl_pretrain.training.display import CANDIDATES, GALLERY, NEIGHBOURS, QUERIES, Pictures, neighbours
 
 
 def columns_of(made, batch, seed: int = 0):
@@ -74,14 +75,14 @@ def test_volume_fusion_shows_true_and_predicted_classes(classes):
     assert set(labels.unique().tolist()) <= set(range(classes))
 
 
-@pytest.mark.parametrize(("method", "cases"), [("MAE", "a"), ("ModelsGenesis", "a"), ("VolumeFusion", "a, b")])
-def test_the_picture_of_a_run_is_made_of_as_many_crops_as_a_sample_has(method, cases, tmp_path, monkeypatch):
-    made = build(method, "plans").eval()
-    image = batch_for(made)["image"]
-    pair = [Sample(image[0], None, False, "a", 0), Sample(image[1] / 2, None, False, "b", 1)]
-    crops = pair * (CANDIDATES // 2)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_picture_of_a_run_is_made_of_one_sample(method, tmp_path, monkeypatch):
+    made = build(method, network_for(method)).eval()
+    batch, views = batch_for(made), made.sample_views
+    names = [str(view * (not views.together)) for view in range(views.count)]
+    sample = [made_crop(batch["image"][v], v)._replace(case=f"case {name}") for v, name in enumerate(names)]
     trainer = SimpleNamespace(
-        is_global_zero=True, current_epoch=2, max_epochs=9, datamodule=SimpleNamespace(val_crops=crops)
+        is_global_zero=True, current_epoch=2, max_epochs=9, datamodule=SimpleNamespace(val_crops=[sample] * CANDIDATES)
     )
     titles = []
 
@@ -91,5 +92,26 @@ def test_the_picture_of_a_run_is_made_of_as_many_crops_as_a_sample_has(method, c
 
     monkeypatch.setattr(display, "draw_picture", draw)
     Pictures(tmp_path / "pictures", 3, (2.0, 1.0, 1.0)).on_validation_end(trainer, made)
+    cases = ", ".join(f"case {name}" for name in dict.fromkeys(names))
     assert titles == [(f"{method}, epoch 3, {cases}", (2.0, 1.0, 1.0))]
     assert (tmp_path / "pictures" / "epoch_0003.png").stat().st_size > 5000
+
+
+def test_neighbours_are_those_of_the_embeddings():
+    made = build("SimCLR", "plans").eval()
+    image = torch.randn(GALLERY, 2, *made.patch, generator=generator())
+    samples = [[made_crop(crop, 2 * n)._replace(case=f"case {n}")] * 2 for n, crop in enumerate(image)]
+    # The same image twice: each is the nearest of the other.
+    samples[7] = [made_crop(3 * image[5], 14)._replace(case="case 7")] * 2
+    samples[5] = [made_crop(3 * image[5], 10)._replace(case="case 5")] * 2
+    with torch.no_grad():
+        rows = neighbours(made, samples)
+    assert [len(row) for row in rows] == [NEIGHBOURS + 1] * QUERIES
+    queries = [caption for (caption, _), *_ in rows]
+    assert {"case 5", "case 7"} <= set(queries), "those with the most contrast are asked for"
+    (nearest, crop), *others = rows[queries.index("case 5")][1:]
+    assert nearest == "case 7, 1.00"
+    assert torch.equal(crop, samples[7][0].voxels)
+    cosines = [float(caption.split(", ")[1]) for caption, _ in others]
+    assert cosines == sorted(cosines, reverse=True)
+    assert neighbours(build("MAE", "plans"), samples) is None

@@ -7,10 +7,13 @@ them is an error. Copies between that device and the host are watched on top of 
 import pytest
 import torch
 from cells import batch_for, build, cells
+from made_data import made_crop
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ssl_pretrain.data.batches import assemble, finish
 from ssl_pretrain.functional.seeding import host_twin
+from ssl_pretrain.functional.views import overlaps
 from ssl_pretrain.methods import METHODS
 from ssl_pretrain.methods.sparse_method import SparseMethod
 
@@ -65,6 +68,17 @@ def test_a_step_asks_the_device_nothing(method, network, sparse, monkeypatch):
         loss.backward()
         made.update_teachers()
     assert loss.device == META
+
+
+def test_finishing_crops_and_finding_what_they_share_asks_the_device_nothing():
+    moved = [made_crop(torch.zeros(1, 9, 9, 9), number)._replace(box=(0, 0, number)) for number in range(3)]
+    batch = assemble([[*moved, made_crop(torch.zeros(1, 8, 8, 8), 3)]])
+    on_device = {key: value.to(META) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    with NoWaiting():
+        finished = finish(on_device, (8, 8, 8))
+        shares = overlaps(finished["affine"].unflatten(0, (1, 4)), (8, 8, 8))
+    assert finished["image"].shape == (4, 1, 8, 8, 8)
+    assert (shares.device, shares.shape) == (META, (1, 4, 4))
 
 
 @pytest.mark.parametrize(

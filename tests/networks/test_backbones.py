@@ -8,6 +8,7 @@ from torch import nn
 
 from ssl_pretrain.networks import NETWORKS, build_backbone
 from ssl_pretrain.networks.dotted import is_layer
+from ssl_pretrain.networks.registry import kin, shown_names
 from ssl_pretrain.networks.wrap import wrap_network
 
 
@@ -146,3 +147,33 @@ def test_plans_that_name_stunet_work_as_plans():
     made = build_backbone("plans", architecture=arch, input_channels=1, num_classes=3, patch=(16, 16, 16))
     assert made.feature_maps == stunet.feature_maps
     assert list(made.network.state_dict()) == list(stunet.network.state_dict())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_row_says_what_the_network_is_when_it_is_built(name):
+    row = NETWORKS[name]
+    if name.startswith("ViT"):
+        pytest.importorskip("monai")
+    with torch.device("meta"):
+        made = build_backbone(
+            name, architecture=architecture(), input_channels=1, num_classes=2, patch=(32, 32, 32), settings=row.tiny
+        )
+    assert made.offers == row.offers
+    assert made.architecture in row.paths
+    assert getattr(made, "token", None) == row.token
+    assert (row.kind == "transformer") == ("tokens" in made.offers)
+    if not row.tiny:
+        return
+    with torch.device("meta"):
+        published = build_backbone(
+            name, architecture=architecture(), input_channels=1, num_classes=2, patch=(32, 32, 32)
+        )
+    assert published.architecture == row.paths[0]
+    count, full = (sum(p.numel() for p in made.network.parameters()) for made in (made, published))
+    assert 20 * count < full
+
+
+def test_names_are_shown_by_kin():
+    assert shown_names() == "plans, STUNet_small|base|large|huge, ResEncM|L|XL, PrimusS|B|M|L, ViT_B16"
+    assert shown_names(["PrimusS", "PrimusM", "ViT_B16"]) == "PrimusS|M, ViT_B16"
+    assert [name for kin_of_one in kin() for name in kin_of_one] == list(NETWORKS)

@@ -6,7 +6,7 @@ from architectures import STRIDES, architecture
 from torch import nn
 
 from ssl_pretrain.networks import Backbone, FeatureMap, StagedEncoder, build_backbone
-from ssl_pretrain.networks.decoding import decoding_of
+from ssl_pretrain.networks.anatomy import anatomy_of
 
 RESIDUAL_DECODER = "dynamic_network_architectures.architectures.unet.ResidualUNet"
 
@@ -121,7 +121,7 @@ def test_an_encoder_alone_has_no_decoder_and_says_what_to_do():
     made = Backbone(network, StagedEncoder([network]), [FeatureMap(2, (1, 1, 1))], 1)
     assert not made.has_decoder
     assert made.decoder_keys == ()
-    assert decoding_of(network) is None
+    assert anatomy_of(network).decoding is None
     for ask in (lambda: made.new_head(1), lambda: made.dense(torch.zeros(1, 1, 2, 2, 2))):
         with pytest.raises(ValueError, match=r"Conv3d has no decoder to pretrain.*the encoder alone"):
             ask()

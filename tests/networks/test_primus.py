@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ssl_pretrain.networks import build_backbone
+from ssl_pretrain.networks.anatomy import anatomy_of
 from ssl_pretrain.networks.primus import (
     KWARGS,
     MODULE,
@@ -20,7 +21,6 @@ from ssl_pretrain.networks.tokens import (
     DropPath,
     drop_path_rates,
     place_tokens,
-    position_grid,
     resize_positions,
     take_tokens,
 )
@@ -221,7 +221,7 @@ def test_keys_name_what_they_say(backbone):
     head = {f"up_projection.decode.2.{t}" for t in ("weight", "bias")}
     assert set(state) == {*parts, *head, "mask_token"}
     assert len(parts) == len(set(parts))
-    assert position_grid(backbone.network) == GRID
+    assert backbone.anatomy.positions.grid == GRID
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_positions_are_resized_as_a_volume():
 
 
 def test_networks_without_positions_have_no_grid():
-    assert position_grid(nn.Conv3d(1, 1, 1)) is None
+    assert anatomy_of(nn.Conv3d(1, 1, 1)).positions is None
 
 
 def test_sizes_are_checked_as_the_class_would_check_them():

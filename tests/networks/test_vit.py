@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssl_pretrain.networks import build_backbone
-from ssl_pretrain.networks.tokens import position_grid, take_tokens
+from ssl_pretrain.networks.tokens import take_tokens
 
 pytest.importorskip("monai", reason="MONAI is an extra: pip install anatomask[monai]")
 
@@ -120,7 +120,7 @@ def test_keys_name_what_they_say(backbone):
     (position,) = backbone.position_keys
     assert state[position].shape == (1, TOKENS, 24)
     assert (backbone.token, backbone.token_grid, backbone.width) == ((16, 16, 16), GRID, 24)
-    assert position_grid(backbone.network) == GRID
+    assert backbone.anatomy.positions.grid == GRID
     for key in backbone.input_projection_keys:
         assert state[f"{key}.weight"].shape[1] == 2
     seeing = [k for k, v in state.items() if v.ndim == 5 and v.shape[1] == 2]

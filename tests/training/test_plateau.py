@@ -8,13 +8,13 @@ import torch
 from architectures import architecture
 from conftest import REPOSITORY
 from made_data import write_dataset
-from methods.cells import families, goes_together, offers_of
+from methods.cells import network_for
 from torch import nn
 
 from ssl_pretrain import PretrainConfig, pretrain
 from ssl_pretrain.methods import METHODS
 from ssl_pretrain.methods.base import MethodSetup, RunLength
-from ssl_pretrain.networks import build_backbone
+from ssl_pretrain.networks import NETWORKS, build_backbone
 from ssl_pretrain.training.plateau import PLATEAU, Plateau, mean_answer, mean_answers
 
 PATCH = (16, 16, 16)
@@ -53,15 +53,14 @@ def test_the_network_answers_for_itself_again_afterwards():
 
 def build(name):
     method = METHODS[name]
-    network = next(network for network in families() if goes_together(name, network))
-    tokens = "tokens" in offers_of(network)
+    network = network_for(name)
     backbone = build_backbone(
         network,
         architecture=architecture("plain"),
         input_channels=1,
         num_classes=2,
         patch=PATCH,
-        settings={"width": 36, "depth": 1, "heads": 2} if tokens else {},
+        settings=NETWORKS[network].tiny,
     )
     return method(method.Config(), MethodSetup(backbone=backbone, patch=PATCH, length=RunLength(1, 1, 2)))
 

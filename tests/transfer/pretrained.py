@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from made_data import plans
-from methods.cells import CHANNELS, SMALL, batch_for, build, generator, patch_of
+from methods.cells import CHANNELS, batch_for, build, generator, patch_of
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.methods import Method
 from ssl_pretrain.methods.recipe import build_optimizer
+from ssl_pretrain.networks import NETWORKS
 from ssl_pretrain.networks.vit import UNETR
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 
@@ -35,7 +36,7 @@ def pretrain(network: str, method: str = "ModelsGenesis", **config: Any) -> Meth
 
 def content_of(method: Method, network: str, **changes: Any) -> dict[str, Any]:
     """What ``checkpoint_final.pth`` holds; ``changes`` are fields of its provenance."""
-    settings = next((size for start, size in SMALL.items() if network.startswith(start)), {})
+    settings = dict(NETWORKS[network].tiny) if network in NETWORKS else {}
     made = {
         "method": type(method).__name__,
         "network": network,

@@ -4,16 +4,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ssl_pretrain.transfer.adapting import (
+from ssl_pretrain.transfer.fitting import (
     average_channels,
     check_channels,
     fit_kernel,
     fit_step,
-    kernel_fits,
     repeated_channels,
     spread_channels,
-    step_fits,
 )
+from ssl_pretrain.transfer.matching import kernel_fits, step_fits
 
 
 def answer(weight, *channels):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import grid_of
 from ssl_pretrain.methods import Method
-from ssl_pretrain.training.fine_tuning import trainer_of
+from ssl_pretrain.networks.registry import trainer_of
 from ssl_pretrain.transfer.encoder import load_encoder
 from ssl_pretrain.transfer.extension import extension_folder
 from ssl_pretrain.transfer.load import load_pretrained
@@ -67,7 +67,7 @@ def built_by_nnunet(donor: Donor, folder: Path, monkeypatch: pytest.MonkeyPatch,
     # Importing our trainers installs the hook; the rest of the session must find nnU-Net as it was.
     monkeypatch.setattr(run_training, "load_pretrained_weights", run_training.load_pretrained_weights)
     monkeypatch.setenv("nnUNet_extTrainer", str(extension_folder()))
-    name = trainer_of(backbone)
+    name = trainer_of(donor.network, backbone.architecture, planned=True)
     trainer = recursive_find_trainer_class_by_name(name) if name else nnUNetTrainer
     torch.manual_seed(99)
     configuration = manager.get_configuration(CONFIGURATION)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ssl_pretrain.transfer.stages import at_their_resolution, number_of_stages, renumbered
+from ssl_pretrain.transfer.matching import at_their_resolution, number_of_stages, renumbered
 
 
 @pytest.mark.parametrize(

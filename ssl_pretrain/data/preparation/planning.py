@@ -27,7 +27,7 @@ from ssl_pretrain.data.preprocessing import differences, preprocessing_of
 from ssl_pretrain.files import read_json, write_json
 from ssl_pretrain.functional.geometry import Triple
 
-NETWORKS = {
+PLANNERS = {
     "PlainConvUNet": "ExperimentPlanner",
     "ResEncM": "nnUNetPlannerResEncM",
     "ResEncL": "nnUNetPlannerResEncL",
@@ -59,7 +59,7 @@ class PlanRequest:
     Attributes:
         number: of the dataset, 1 to 999.
         name: what comes after ``DatasetXXX_``.
-        network: a key of :data:`NETWORKS`.
+        network: a key of :data:`PLANNERS`.
         spacing: mm along each axis of the image array, ``median`` or ``none``.
         patch_size: voxels of ``3d_fullres`` per axis of the preprocessed array; None for nnU-Net's rule.
         gpu_memory_target: GB; None for what nnU-Net's planner for the network aims at.
@@ -84,8 +84,8 @@ class PlanRequest:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.network not in NETWORKS:
-            raise ValueError(f"Unknown network {self.network!r}. Choose from {', '.join(NETWORKS)} (-network).")
+        if self.network not in PLANNERS:
+            raise ValueError(f"Unknown network {self.network!r}. Choose from {', '.join(PLANNERS)} (-network).")
         words = self.spacing if isinstance(self.spacing, str) else None
         if words not in (None, MEDIAN, NONE) or (words is None and not _positive(self.spacing)):
             raise ValueError(
@@ -143,7 +143,7 @@ def plan_unlabeled(
 
     folder = DatasetFolder.of(request.number, request.name)
     folder.check_ours()
-    name = request.plans or default_plans_name(NETWORKS[request.network], request.spacing != NONE)
+    name = request.plans or default_plans_name(PLANNERS[request.network], request.spacing != NONE)
     plans_file = folder.plans_file(name)
     if plans_file.exists() and not request.overwrite:
         raise ValueError(f"{plans_file} exists. Give --overwrite to renew these plans, or another name (-p).")
@@ -221,7 +221,7 @@ def _fingerprint_before(
 def _plan(request: PlanRequest, folder: DatasetFolder, name: str, reader: Any) -> dict[str, Any]:
     from ssl_pretrain.data.preparation.planners import default_plans_name, make_planner, quiet
 
-    planner_name = NETWORKS[request.network]
+    planner_name = PLANNERS[request.network]
     planner = make_planner(
         planner_name,
         folder.name,

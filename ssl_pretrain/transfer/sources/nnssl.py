@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.networks.primus import PRIMUS_CLASSES
 from ssl_pretrain.transfer.sources.base import Opened, Reading, any_begins, patch_in
 
 ORIGIN = "nnssl"
@@ -54,7 +55,7 @@ def architecture_of(plan: Mapping[str, Any]) -> str:
 
 def is_primus(plan: Mapping[str, Any]) -> bool:
     """Whether the plan is that of a Primus."""
-    return architecture_of(plan).startswith("Primus")
+    return architecture_of(plan) in PRIMUS_CLASSES
 
 
 def _of_encoder(opened: Opened, key: str) -> dict[str, str]:
