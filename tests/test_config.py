@@ -76,7 +76,7 @@ def test_the_method_decides_the_type_of_its_settings():
 def test_settings_reach_every_field_of_method_and_crops():
     base = config()
     for part in (base.task, base.crops):
-        for name in part.__dataclass_fields__:
+        for name in vars(part):
             value = getattr(part, name)
             text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             assert base.with_settings({name: text}) == base, name

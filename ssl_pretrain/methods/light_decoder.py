@@ -140,7 +140,7 @@ class LightDecoder(nn.Module):
             x = self._run(block, x if i == 0 or i >= len(maps) else x + maps[i])
             if self.coarse_head is not None and i + 1 == self.coarse:
                 coarse = self.coarse_head(x)
-        return (coarse if self.head is None else self.head(x)), coarse
+        return cast("Tensor", coarse if self.head is None else self.head(x)), coarse
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         return cast("Tensor", checkpointed(block, x) if self.checkpointing else block(x))
