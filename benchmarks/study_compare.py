@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.study.design import Run
+from ssl_pretrain.study.design import StudyRun
 from ssl_pretrain.study.results import Outcome, compare
 from ssl_pretrain.study.tables import comparison_cells, markdown_table
 
@@ -43,7 +43,7 @@ def runs_of(content: Mapping[str, Any], arm: str, cases: int) -> dict[tuple[int,
     if not entries:
         names = ", ".join(arm["name"] for arm in content["arms"])
         raise ValueError(f"No run of {arm!r} with {cases} training cases. Arms there: {names}.")
-    found = [Outcome(Run(arm, entry["fold"], entry["seed"], cases), "done", entry) for entry in entries]
+    found = [Outcome(StudyRun(arm, entry["fold"], entry["seed"], cases), "done", entry) for entry in entries]
     return {outcome.run.subset: outcome for outcome in found}
 
 

@@ -29,7 +29,7 @@ class RefusalError(ValueError):
     """A file calls something in a way in which no honest one does; the text is the call."""
 
 
-class Kind:
+class DtypeStandIn:
     """Stands in for ``numpy.dtype``, whose own ``__setstate__`` believes what it is told."""
 
     __module__, __qualname__ = "numpy", "dtype"
@@ -62,7 +62,7 @@ class Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, raw = state
         whole = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
-        if not (whole and type(kind) is Kind and type(raw) is bytes and kind.dtype.itemsize):
+        if not (whole and type(kind) is DtypeStandIn and type(raw) is bytes and kind.dtype.itemsize):
             raise RefusalError("numpy.ndarray.__setstate__(…)")
         if prod(shape) * kind.dtype.itemsize != len(raw):
             raise RefusalError(f"numpy.ndarray.__setstate__(…) with {len(raw)} bytes for a shape of {shape!r:.60}")
@@ -103,7 +103,7 @@ def harmless_globals() -> list[Any]:
     empty = [_under_name(_empty(kind), "builtins", kind.__name__) for kind in (dict, list, bytes)]
     filled = [_under_name(function, "builtins", function.__name__[1:]) for function in (_frozenset, _range, _slice)]
     defaults = _under_name(lambda *_: {}, "collections", "defaultdict")
-    return [*numpy, *empty, *filled, defaults, *_path_globals(), Kind, Array, Arguments]
+    return [*numpy, *empty, *filled, defaults, *_path_globals(), DtypeStandIn, Array, Arguments]
 
 
 def read_pickle(file: Path) -> Any:
@@ -191,7 +191,7 @@ def _reconstruct(kind: Any, *_: Any) -> Array:
 
 
 def _scalar(kind: Any, raw: Any) -> Any:
-    if type(kind) is not Kind or type(raw) is not bytes or len(raw) != kind.dtype.itemsize:
+    if type(kind) is not DtypeStandIn or type(raw) is not bytes or len(raw) != kind.dtype.itemsize:
         raise RefusalError("numpy._core.multiarray.scalar(…)")
     return np.frombuffer(raw, kind.dtype)[0] if raw else kind.dtype.type()
 

@@ -14,7 +14,7 @@ from made_data import NAME, plans, write_dataset
 from made_target import CONFIG, checkpoint
 
 from ssl_pretrain.files import write_json
-from ssl_pretrain.study.design import Run, StudySettings
+from ssl_pretrain.study.design import StudyRun, StudySettings
 from ssl_pretrain.study.results import mean_dice
 from ssl_pretrain.study.study import RESULT, Study
 
@@ -57,14 +57,14 @@ def settings(*weights: Path, **changes: Any) -> StudySettings:
     return StudySettings(dataset=NAME, configuration="3d_fullres", weights=tuple(map(str, weights)), **given)
 
 
-def dice_of(study: Study, run: Run, level: float) -> dict[str, dict[str, float]]:
+def dice_of(study: Study, run: StudyRun, level: float) -> dict[str, dict[str, float]]:
     """Made Dice of the validation cases around a level, another one for each run."""
     rng = np.random.default_rng(zlib.crc32(run.name.encode()))
     names = study.folds[run.fold]["validation"]
     return {case: {LABEL: float(np.clip(level + 0.02 * rng.standard_normal(), 0, 1))} for case in names}
 
 
-def finish(study: Study, run: Run, level: float) -> dict[str, Any]:
+def finish(study: Study, run: StudyRun, level: float) -> dict[str, Any]:
     """Leave a result as a run does."""
     per_case = dice_of(study, run, level)
     mean, labels = mean_dice(per_case)

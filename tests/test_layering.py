@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import Counter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 from conftest import REPOSITORY, run_command
 
 from ssl_pretrain.methods import METHODS
+from ssl_pretrain.networks.registry import NETWORKS, PLANNED
 
 PACKAGE = "ssl_pretrain"
 PLUGINS = "nnunetv2/"
@@ -138,51 +140,70 @@ def files() -> dict[str, str]:
     return {file.relative_to(REPOSITORY).as_posix(): file.read_text(encoding="utf-8") for file in sorted(found)}
 
 
+NAMING_NETWORKS = {
+    "data/preparation/planning.py": "nnU-Net's planners; data stands beside networks and cannot see the rows",
+    "benchmarks/common.py": "a flag's default",
+    "benchmarks/methods.py": "a flag's default",
+}
+NAMING_METHODS = {
+    "config.py": "the default method",
+    "cli/pretrain.py": "the default method",
+    "cli/demo.py": "shows one method",
+    "cli/adapt_weights.py": "trainers of nnssl, not methods of ours",
+    "pretrain.py": "a script for one method",
+    "pretrain_AnatoMask.py": "a script for one method",
+    "networks/custom.py": "a convention of encoders that has the name of a method",
+    "transfer/sources/anatomask.py": "a format of files, not a method",
+    "transfer/sources/nnssl_axes.py": "trainers of nnssl, not methods of ours",
+    "benchmarks/step.py": "the default method",
+    "benchmarks/reliability.py": "breaks runs of one method",
+    "benchmarks/loader_views.py": "times the views of two methods",
+}
+"""Files that name networks or methods in their strings, and why; all others read the registries."""
+
+
+def strings(source: str) -> list[str]:
+    """Text of all strings but docstrings."""
+    tree = ast.parse(source)
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in alone]
+    return [node.value for node in texts if isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize(
+    # "plans" is a word of nnU-Net's as well.
+    ("names", "room", "exceptions"),
+    [
+        ([name for name in NETWORKS if name != PLANNED], "networks/", NAMING_NETWORKS),
+        (METHODS, "methods/", NAMING_METHODS),
+    ],
+    ids=["networks", "methods"],
+)
+def test_names_stand_in_their_registry_alone(names, room, exceptions):
+    """A list of names in a second place would have to be found by whoever adds one."""
+    named = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(names)})(?![A-Za-z0-9])")
+    sources = {file.removeprefix(f"{PACKAGE}/"): source for file, source in files().items()}
+    sources |= {f"benchmarks/{file.name}": file.read_text("utf-8") for file in (REPOSITORY / "benchmarks").glob("*.py")}
+    sources = {file: source for file, source in sources.items() if not file.startswith((room, PLUGINS))}
+    assert {file for file, source in sources.items() if any(map(named.search, strings(source)))} == set(exceptions)
+
+
+def test_no_two_classes_have_one_name():
+    classes = Counter(
+        node.name
+        for file, source in files().items()
+        if file.startswith(f"{PACKAGE}/")
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in classes.items() if count > 1] == []
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_repository_keeps_to(check):
     found = files()
     assert len(found) > 40
     assert [fault for file, source in found.items() for fault in check(file, source)] == []
-
-
-NAMED = {
-    "ssl_pretrain/config.py": "the default method",
-    "ssl_pretrain/cli/pretrain.py": "the default method",
-    "ssl_pretrain/cli/demo.py": "shows one method",
-    "ssl_pretrain/cli/adapt_weights.py": "trainers of nnssl, not methods of ours",
-    "ssl_pretrain/pretrain.py": "a script for one method",
-    "ssl_pretrain/pretrain_AnatoMask.py": "a script for one method",
-    "ssl_pretrain/transfer/sources/anatomask.py": "a format of files, not a method",
-    "ssl_pretrain/transfer/sources/nnssl_axes.py": "trainers of nnssl, not methods of ours",
-    "ssl_pretrain/networks/custom.py": "a convention of encoders that has the name of a method",
-    "benchmarks/step.py": "the default method",
-    "benchmarks/reliability.py": "breaks runs of one method",
-    "benchmarks/loader_views.py": "times the views of two methods",
-}
-"""Files that name a method, and why the registry cannot answer for them."""
-
-
-def literals(source: str) -> list[tuple[int, str]]:
-    """Line and text of every string that is no docstring."""
-    tree = ast.parse(source)
-    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    return [(node.lineno, node.value) for node in strings if id(node) not in said]
-
-
-def test_methods_are_named_in_their_registry_alone():
-    """A list of names in a second place would have to be found by whoever adds a method."""
-    named = re.compile(rf"\b({'|'.join(METHODS)})\b")
-    sources = {
-        **files(),
-        **{f.relative_to(REPOSITORY).as_posix(): f.read_text() for f in REPOSITORY.glob("benchmarks/*.py")},
-    }
-    found = {
-        file
-        for file, source in sources.items()
-        if not file.startswith("ssl_pretrain/methods/") and any(named.search(text) for _, text in literals(source))
-    }
-    assert found == set(NAMED)
 
 
 def test_every_module_is_in_a_room_or_a_door():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_pretrain.cli.console import guarded, set_up_console
 
 if TYPE_CHECKING:
-    from ssl_pretrain.transfer.adapt import Target
+    from ssl_pretrain.transfer.adapt import FineTuningTarget
     from ssl_pretrain.transfer.load import Report
 
 OF_A_TARGET = ("plans", "trainer", "channels", "strict", "seed", "trust_plans")
@@ -120,14 +120,14 @@ def run(given: dict[str, Any]) -> int:
     return 0
 
 
-def locate_target(given: dict[str, Any]) -> Target:
+def locate_target(given: dict[str, Any]) -> FineTuningTarget:
     """What the arguments name, found as ``nnUNetv2_train`` finds it.
 
     Raises:
         ValueError, FileNotFoundError: something is missing or unknown; says what there is and what to do.
     """
     from ssl_pretrain.data.locate import dataset_number, locate
-    from ssl_pretrain.transfer.adapt import STOCK_TRAINER, Target
+    from ssl_pretrain.transfer.adapt import STOCK_TRAINER, FineTuningTarget
 
     files, plan = locate(given["dataset"], given["configuration"], given.get("plans", "nnUNetPlans"))
     if not files.has_labelled:
@@ -137,10 +137,10 @@ def locate_target(given: dict[str, Any]) -> Target:
             f"-c {plan.configuration}"
         )
     trainer, trust_plans = given.get("trainer", STOCK_TRAINER), given.get("trust_plans", False)
-    return Target(plan.plans, plan.dataset, plan.configuration, trainer, trust_plans)
+    return FineTuningTarget(plan.plans, plan.dataset, plan.configuration, trainer, trust_plans)
 
 
-def next_step(given: dict[str, Any], output: Path, target: Target | None) -> str:
+def next_step(given: dict[str, Any], output: Path, target: FineTuningTarget | None) -> str:
     """What to do with what was written."""
     from ssl_pretrain.transfer.adapt import STOCK_TRAINER
     from ssl_pretrain.transfer.extension import VARIABLE, trainer_environment

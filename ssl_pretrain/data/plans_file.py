@@ -27,13 +27,13 @@ Count = Annotated[int, Field(gt=0, le=LARGEST)]
 Millimetres = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
-class Entries(BaseModel):
+class JsonObject(BaseModel):
     """Entries of an object in JSON, of the very types; others may stand beside them."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class Inheriting(Entries):
+class Inheriting(JsonObject):
     """A configuration as it stands in the file."""
 
     inherits_from: str = ""
@@ -60,7 +60,7 @@ def _label_or_region(value: Any) -> int | list[int]:
     return numbers if isinstance(value, list) else numbers[0]
 
 
-class Plans(Entries):
+class Plans(JsonObject):
     """What every use of a plans file reads."""
 
     dataset_name: str = Field(min_length=1)
@@ -91,7 +91,7 @@ def _no_huge_number(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-class Architecture(Entries):
+class Architecture(JsonObject):
     """How nnU-Net builds a network."""
 
     network_class_name: str
@@ -118,7 +118,7 @@ class Configuration(OldConfiguration):
     architecture: Architecture
 
 
-class Dataset(Entries):
+class DatasetFile(JsonObject):
     """What is read of ``dataset.json``."""
 
     labels: dict[str, Annotated[int | list[int], BeforeValidator(_label_or_region)]]
@@ -160,13 +160,13 @@ def _has_regions(labels: Mapping[str, Any]) -> bool:
     return any(isinstance(value, list) and len(value) > 1 for value in labels.values())
 
 
-class OfImages(Dataset):
+class OfImages(DatasetFile):
     """``dataset.json`` with the names of its channels."""
 
     channel_names: dict[str, str] = Field(min_length=1)
 
 
-class OfModalities(Dataset):
+class OfModalities(DatasetFile):
     """``dataset.json`` with the name that nnU-Net's first version had for channels."""
 
     modality: dict[str, str] = Field(min_length=1)

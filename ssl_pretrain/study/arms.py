@@ -168,7 +168,7 @@ def share_loaded(arm: Arm, folder: Path, configuration: str, trust_plans: bool =
         ValueError: no such configuration, an unknown trainer or one that cannot build the network of the plans, weights
             that do not fit.
     """
-    from ssl_pretrain.transfer.adapt import Target, build_target
+    from ssl_pretrain.transfer.adapt import FineTuningTarget, build_target
     from ssl_pretrain.transfer.images import images_of_plans
     from ssl_pretrain.transfer.load import load_pretrained
 
@@ -181,7 +181,7 @@ def share_loaded(arm: Arm, folder: Path, configuration: str, trust_plans: bool =
             "need from a network that was trained on the same cases. Choose the configuration of one stage, such as "
             "3d_fullres or 3d_lowres."
         )
-    built = build_target(Target(plan.plans, plan.dataset, configuration, arm.trainer, trust_plans))
+    built = build_target(FineTuningTarget(plan.plans, plan.dataset, configuration, arm.trainer, trust_plans))
     with _without_tables():
         fraction = float(load_pretrained(built.network, arm.weights, images=images).fraction)
     if fraction < LITTLE:

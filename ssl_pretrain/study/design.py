@@ -191,7 +191,7 @@ def subset(train: Sequence[str], count: int, seed: int, fold: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One fine-tuning.
 
     Attributes:
@@ -222,13 +222,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name).strip("_.") or "arm"
 
 
-def runs_of(arms: Sequence[str], settings: StudySettings, sizes: Sequence[Size]) -> list[Run]:
+def runs_of(arms: Sequence[str], settings: StudySettings, sizes: Sequence[Size]) -> list[StudyRun]:
     """All runs, in the order in which they are started: a study that is stopped has whole comparisons.
 
     Two amounts of data may be the same number of cases in one of several folds; that is one run, which counts for both.
     """
     every = (
-        Run(arm, fold, seed, size.counts[fold])
+        StudyRun(arm, fold, seed, size.counts[fold])
         for seed in range(settings.seeds)
         for fold in settings.folds
         for size in sizes

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ssl_pretrain.files import write_atomic, write_json
 from ssl_pretrain.study import worker
-from ssl_pretrain.study.design import Run
+from ssl_pretrain.study.design import StudyRun
 from ssl_pretrain.study.machine import available_cores
 from ssl_pretrain.study.plot import draw_study
 from ssl_pretrain.study.results import Analysis, analyse
@@ -102,7 +102,7 @@ class Launcher:
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._stopped = False
 
-    def start(self, run: Run) -> None:
+    def start(self, run: StudyRun) -> None:
         """Run it and wait for its end; a process that ends without a word leaves its failure, too."""
         slot = self._slots.get()
         try:
@@ -121,7 +121,7 @@ class Launcher:
             folder.mkdir(parents=True, exist_ok=True)
             write_json({"error": f"ended with status {process.returncode}: {words[0]}"}, folder / FAILURE)
 
-    def _process(self, run: Run, slot: int) -> subprocess.Popen[str]:
+    def _process(self, run: StudyRun, slot: int) -> subprocess.Popen[str]:
         env = dict(os.environ)
         if len(self.gpus) > 1:
             env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
@@ -166,7 +166,7 @@ def visible_gpus() -> list[str]:
     return named or [str(i) for i in range(torch.cuda.device_count())]
 
 
-def _report(study: Study, run: Run, done: int, total: int, seconds: float) -> None:
+def _report(study: Study, run: StudyRun, done: int, total: int, seconds: float) -> None:
     left = seconds / done * (total - done)
     result = read_result(study.run_folder(run) / "result.json")
     failure = read_result(study.run_folder(run) / FAILURE) or {}

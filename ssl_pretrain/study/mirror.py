@@ -12,7 +12,7 @@ from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.locate import locate
 from ssl_pretrain.data.splits import load_fold, read_splits
 from ssl_pretrain.files import check_case_names, check_plan_names, read_json, write_json
-from ssl_pretrain.study.design import Run, subset
+from ssl_pretrain.study.design import StudyRun, subset
 
 TRUTH = "gt_segmentations"
 SPLITS = "splits_final.json"
@@ -145,7 +145,7 @@ def _link_files(source: Path, target: Path) -> None:
         ) from error
 
 
-def add_splits(mirror: Path, runs: Iterable[Run], folds: Folds) -> dict[tuple[int, int, int], int]:
+def add_splits(mirror: Path, runs: Iterable[StudyRun], folds: Folds) -> dict[tuple[int, int, int], int]:
     """Give every subset a fold of the mirror's ``splits_final.json``; those that are there keep their number.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ssl_pretrain.study.arms import Arm
-from ssl_pretrain.study.design import Run, Size
+from ssl_pretrain.study.design import Size, StudyRun
 from ssl_pretrain.study.statistics import (
     Scores,
     bootstrap_difference,
@@ -52,7 +52,7 @@ class Outcome:
         content: its result or failure.
     """
 
-    run: Run
+    run: StudyRun
     status: str
     content: Mapping[str, Any]
 
@@ -74,7 +74,7 @@ def outcomes(study: Study) -> list[Outcome]:
     return [_outcome(study, run) for run in study.runs]
 
 
-def _outcome(study: Study, run: Run) -> Outcome:
+def _outcome(study: Study, run: StudyRun) -> Outcome:
     folder = study.run_folder(run)
     if result := read_result(folder / RESULT):
         if set(result["per_case"]) != set(study.folds[run.fold]["validation"]):

@@ -98,7 +98,7 @@ class Device(BaseModel):
     device: str
 
 
-class Result(BaseModel):
+class RunResult(BaseModel):
     """``result.json`` of a run as far as it is read again."""
 
     dice: Annotated[float, Field(ge=0, le=1)]
@@ -109,13 +109,13 @@ class Result(BaseModel):
     machine: Device
 
     @model_validator(mode="after")
-    def _of_the_same_labels(self) -> Result:
+    def _of_the_same_labels(self) -> RunResult:
         if any(values.keys() != self.labels.keys() for values in self.per_case.values()):
             raise ValueError("the labels of per_case are not those of labels")
         return self
 
 
-class Failure(BaseModel):
+class FailedRun(BaseModel):
     """``failure.json`` of a run."""
 
     error: str
@@ -141,7 +141,7 @@ class PredictedCase(BaseModel):
     prediction_file: str
 
 
-class Summary(BaseModel):
+class PredictionSummary(BaseModel):
     """What is read of nnU-Net's ``summary.json``."""
 
     metric_per_case: list[PredictedCase]

@@ -13,11 +13,11 @@ from typing import Any
 from ssl_pretrain.data.locate import find_dataset
 from ssl_pretrain.files import check_case_names, check_name, read_json, validated, write_json
 from ssl_pretrain.study.arms import Arm, add_arms, check_weights, digest, is_gone, local_file
-from ssl_pretrain.study.design import MAY_CHANGE, Run, Size, StudySettings, disagreements, runs_of, sizes_of
+from ssl_pretrain.study.design import MAY_CHANGE, Size, StudyRun, StudySettings, disagreements, runs_of, sizes_of
 from ssl_pretrain.study.leaks import refuse_supervised, seen_cases
 from ssl_pretrain.study.machine import PREPROCESSED, machine
 from ssl_pretrain.study.mirror import add_splits, is_broken, make_mirror, read_folds
-from ssl_pretrain.study.stored import Failure, Result, StoredStudy
+from ssl_pretrain.study.stored import FailedRun, RunResult, StoredStudy
 
 log = logging.getLogger("ssl_pretrain")
 
@@ -53,7 +53,7 @@ class Study:
     arms: list[Arm]
     sizes: list[Size]
     folds: dict[int, dict[str, list[str]]]
-    runs: list[Run]
+    runs: list[StudyRun]
     numbers: dict[tuple[int, int, int], int]
     begun: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Study:
         """An arm by its name."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def run(self, name: str) -> Run:
+    def run(self, name: str) -> StudyRun:
         """A run by its name.
 
         Raises:
@@ -74,16 +74,16 @@ class Study:
                 return run
         raise ValueError(f"{self.folder} has no run {name!r}. There are {len(self.runs)}, such as {self.runs[0].name}.")
 
-    def run_folder(self, run: Run) -> Path:
+    def run_folder(self, run: StudyRun) -> Path:
         """Where a run leaves everything."""
         return self.folder / RUNS / run.name
 
-    def is_done(self, run: Run) -> bool:
+    def is_done(self, run: StudyRun) -> bool:
         """Whether a run has its result."""
         return (self.run_folder(run) / RESULT).is_file()
 
     @property
-    def pending(self) -> list[Run]:
+    def pending(self) -> list[StudyRun]:
         """Runs without a result."""
         return [run for run in self.runs if not self.is_done(run)]
 
@@ -298,5 +298,5 @@ def read_result(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     content = read_json(file, remedy=AGAIN)
-    validated(content, Result if file.name == RESULT else Failure, file, remedy=AGAIN)
+    validated(content, RunResult if file.name == RESULT else FailedRun, file, remedy=AGAIN)
     return content

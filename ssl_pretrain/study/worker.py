@@ -26,11 +26,11 @@ from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.data.environment import check_environment
 from ssl_pretrain.files import BusyError, archive_fault, locked, read_json, remove_leftovers, write_json
 from ssl_pretrain.study.arms import Arm, check_weights
-from ssl_pretrain.study.design import Run
+from ssl_pretrain.study.design import StudyRun
 from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
 from ssl_pretrain.study.mirror import read_mirrored_plans
 from ssl_pretrain.study.results import mean_dice
-from ssl_pretrain.study.stored import Summary
+from ssl_pretrain.study.stored import PredictionSummary
 from ssl_pretrain.study.study import FAILURE, LOG, RESULT, Study, versions
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth")
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BUSY
 
 
-def perform(study: Study, run: Run, threads: int) -> int:
+def perform(study: Study, run: StudyRun, threads: int) -> int:
     """Do a run that nobody else is at, unless it is done; returns the exit status."""
     folder = study.run_folder(run)
     if not study.is_done(run):
@@ -115,7 +115,7 @@ def write_output_to(log: Path, *, append: bool) -> None:
         os.dup2(handle.fileno(), 2)
 
 
-def fine_tune(study: Study, run: Run, checkpoint: Path | None, threads: int) -> dict[str, Any]:
+def fine_tune(study: Study, run: StudyRun, checkpoint: Path | None, threads: int) -> dict[str, Any]:
     """Train, validate with nnU-Net's own evaluation, and return what is to be known about the run.
 
     Args:
@@ -174,10 +174,10 @@ def check_plans(study: Study, arm: Arm) -> None:
         FileNotFoundError, ValueError: see :func:`~.mirror.read_mirrored_plans` and
             :func:`~ssl_pretrain.transfer.adapt.check_target`.
     """
-    from ssl_pretrain.transfer.adapt import Target, check_target
+    from ssl_pretrain.transfer.adapt import FineTuningTarget, check_target
 
     plans = read_mirrored_plans(study.folder / PREPROCESSED / study.dataset, arm.plans)
-    check_target(Target(plans, {}, study.settings.configuration, arm.trainer, study.trust_plans))
+    check_target(FineTuningTarget(plans, {}, study.settings.configuration, arm.trainer, study.trust_plans))
 
 
 def durations(trainer: Any, validation: float, process: float) -> dict[str, float]:
@@ -217,7 +217,7 @@ def read_summary(summary: Path, labels: Mapping[str, str], cases: Sequence[str],
     Raises:
         ValueError: other cases were predicted, or the file is damaged; names it.
     """
-    entries = read_json(summary, Summary, not_finite=True).metric_per_case
+    entries = read_json(summary, PredictionSummary, not_finite=True).metric_per_case
     if lacking := sorted(key for key in labels if any(key not in entry.metrics for entry in entries)):
         raise ValueError(f"{summary} has cases without the metrics of label {lacking[0]}, which dataset.json names.")
     there = {key for key in labels if any(entry.metrics[key].n_ref for entry in entries)}

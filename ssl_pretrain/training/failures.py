@@ -18,7 +18,7 @@ class RunFailedError(RuntimeError):
     """Something outside of the program ended a run: memory, a killed process. The message says what to do."""
 
 
-class Failure(NamedTuple):
+class FailureKind(NamedTuple):
     """A way in which runs end.
 
     Attributes:
@@ -71,29 +71,29 @@ def is_of_another_process(error: BaseException, text: str) -> bool:
 
 
 FAILURES = (
-    Failure(is_of_full_disk, "The disk is full: {detail} Free some space or choose another folder (-o)."),
-    Failure(is_of_gpu_memory, "The GPU has too little memory for a step: {detail} {lighter}"),
-    Failure(
+    FailureKind(is_of_full_disk, "The disk is full: {detail} Free some space or choose another folder (-o)."),
+    FailureKind(is_of_gpu_memory, "The GPU has too little memory for a step: {detail} {lighter}"),
+    FailureKind(
         says("Bus error", "shared memory", "torch_shm"),
         "The reading processes ran out of shared memory: {detail} Start the container with a larger --shm-size or with "
         "--ipc=host, take fewer with -num_workers, or read in the training process with -num_workers 0.",
     ),
-    Failure(
+    FailureKind(
         says("DataLoader worker (pid"),
         "A reading process is gone: {detail} Most often the system killed it because the machine's memory was full "
         "(dmesg tells). Take fewer with -num_workers, 0 to read in the training process, or ask for more memory.",
     ),
-    Failure(
+    FailureKind(
         is_of_open_files,
         "The process may not open more files: {detail} Raise the limit (ulimit -n 65536), or take fewer reading "
         "processes (-num_workers).",
     ),
-    Failure(
+    FailureKind(
         is_of_host_memory,
         "The machine has too little memory: {detail} Take fewer reading processes (-num_workers) or ask for more "
         "memory. {lighter}",
     ),
-    Failure(
+    FailureKind(
         is_of_another_process,
         "Another process of this run is gone or does not answer: {detail} What ended it is said above, or in its "
         "training_log_*_rank*.txt; when nothing is, the system killed it, most often because the memory was full.",

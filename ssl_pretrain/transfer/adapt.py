@@ -45,7 +45,7 @@ REPLACED = ("network", "plans", "configuration", "patch_size", "input_channels",
 
 
 @dataclass(frozen=True)
-class Target:
+class FineTuningTarget:
     """What nnU-Net is going to fine-tune.
 
     Attributes:
@@ -79,7 +79,7 @@ class Adapted:
 
 def adapt_weights(
     source: str | Path,
-    target: Target,
+    target: FineTuningTarget,
     *,
     channels: Sequence[int] | None = None,
     strict: bool = False,
@@ -130,7 +130,7 @@ def _about(weights: WeightsFile) -> dict[str, Any]:
 
 
 def _content(
-    built: Built, pretrained: set[int], target: Target, origin: Mapping[str, Any], said: dict[str, Any]
+    built: Built, pretrained: set[int], target: FineTuningTarget, origin: Mapping[str, Any], said: dict[str, Any]
 ) -> dict[str, Any]:
     """The checkpoint of the target's network: about the tensors what is true now, about the training what was."""
     name, backbone = recognise(built)
@@ -227,7 +227,7 @@ def save_content(content: Mapping[str, Any], file: Path) -> None:
         save_atomic(dict(content), file)
 
 
-def build_target(target: Target, seed: int = 0) -> Built:
+def build_target(target: FineTuningTarget, seed: int = 0) -> Built:
     """Let nnU-Net build and initialise the network of a target, as at the start of a training; nothing is written.
 
     Raises:
@@ -264,7 +264,7 @@ def build_target(target: Target, seed: int = 0) -> Built:
     )
 
 
-def check_target(target: Target) -> None:
+def check_target(target: FineTuningTarget) -> None:
     """Refuse plans that would make nnU-Net run other code than that of well-known packages, or write elsewhere.
 
     Raises:

@@ -14,10 +14,10 @@ from ssl_pretrain.networks.anatomy import is_rotary
 from ssl_pretrain.transfer.fitting import Inputs, check_channels, judge
 from ssl_pretrain.transfer.images import Images, differences
 from ssl_pretrain.transfer.matching import Alignment, Offer, align
-from ssl_pretrain.transfer.report import Entry, Report, shown
+from ssl_pretrain.transfer.report import Report, TensorEntry, shown
 from ssl_pretrain.transfer.weights_file import WeightsFile, read_weights
 
-__all__ = ["Entry", "Report", "load_pretrained"]
+__all__ = ["Report", "TensorEntry", "load_pretrained"]
 
 logger = logging.getLogger("ssl_pretrain")
 
@@ -28,7 +28,7 @@ MANY = 3
 class _Plan(NamedTuple):
     report: Report
     copies: list[tuple[Tensor, Tensor]]
-    inexact: list[Entry]
+    inexact: list[TensorEntry]
 
 
 def load_pretrained(
@@ -87,22 +87,22 @@ def _plan(weights: WeightsFile, alignment: Alignment, channels: Sequence[int] | 
     """Decide about every tensor; nothing is copied yet, so that a refusal leaves the network as it is."""
     _check_dimensions(weights, alignment.offers)
     seen = _inputs(weights, alignment.offers, channels, images)
-    entries: dict[str, list[Entry]] = {"loaded": [], "adapted": [], "fresh": []}
+    entries: dict[str, list[TensorEntry]] = {"loaded": [], "adapted": [], "fresh": []}
     copies: list[tuple[Tensor, Tensor]] = []
-    inexact: list[Entry] = []
+    inexact: list[TensorEntry] = []
     for offer in alignment.offers:
         slot, verdict = offer.slot, judge(offer, weights, seen)
         shape = tuple(offer.tensor.shape) if offer.tensor is not None else None
-        entry = Entry(slot.names[0], shape, tuple(slot.tensor.shape), verdict.reason or offer.note)
+        entry = TensorEntry(slot.names[0], shape, tuple(slot.tensor.shape), verdict.reason or offer.note)
         entries[verdict.kind].append(entry)
         if verdict.value is not None:
             copies.append((slot.tensor, verdict.value))
         if verdict.kind != "loaded" and not slot.is_head and not slot.is_rotary:
             inexact.append(entry)
     known = {name for offer in alignment.offers for name in offer.slot.names}
-    unused = [Entry(key, tuple(weights.tensors[key].shape), None, why) for key, why in alignment.unused.items()]
+    unused = [TensorEntry(key, tuple(weights.tensors[key].shape), None, why) for key, why in alignment.unused.items()]
     left_out = {key: why for key, why in weights.left_out.items() if key not in known}
-    unused += [Entry(key, None, None, f"left out of the file: {why}") for key, why in left_out.items()]
+    unused += [TensorEntry(key, None, None, f"left out of the file: {why}") for key, why in left_out.items()]
     inexact += [entry for entry in unused if entry.name not in weights.left_out and not is_rotary(entry.name)]
     tables = {kind: tuple(rows) for kind, rows in entries.items()}
     warnings = differences(weights.images, images, weights.file, channels)
@@ -157,7 +157,7 @@ def _nothing_fits(weights: WeightsFile, offers: list[Offer], report: Report) -> 
     )
 
 
-def _not_exact(weights: WeightsFile, inexact: list[Entry]) -> str:
+def _not_exact(weights: WeightsFile, inexact: list[TensorEntry]) -> str:
     more = f" and {len(inexact) - MANY} more" if len(inexact) > MANY else ""
     return (
         f"{weights.file} does not fit this network exactly, and strict accepts nothing else: {_named(inexact)}{more}. "
@@ -165,7 +165,7 @@ def _not_exact(weights: WeightsFile, inexact: list[Entry]) -> str:
     )
 
 
-def _named(entries: Sequence[Entry]) -> str:
+def _named(entries: Sequence[TensorEntry]) -> str:
     return "; ".join(
         f"{entry.name}: {entry.reason} ({shown(entry.file_shape)} in the file, {shown(entry.network_shape)} here)"
         for entry in entries[:MANY]

@@ -20,7 +20,7 @@ KINDS = ("loaded", "adapted", "fresh", "unused")
 HEADERS = ("", "tensor", "in the file", "in the network", "% of network", "why")
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """One tensor of the network, of the file, or of both.
 
     Attributes:
@@ -58,10 +58,10 @@ class Report:
     """
 
     file: Path
-    loaded: tuple[Entry, ...]
-    adapted: tuple[Entry, ...]
-    fresh: tuple[Entry, ...]
-    unused: tuple[Entry, ...]
+    loaded: tuple[TensorEntry, ...]
+    adapted: tuple[TensorEntry, ...]
+    fresh: tuple[TensorEntry, ...]
+    unused: tuple[TensorEntry, ...]
     images: Images = field(default_factory=Images)
     warnings: tuple[str, ...] = ()
 
@@ -136,12 +136,12 @@ class Report:
         return max(1, sum(self._numbers(kind) for kind in KINDS))
 
     def _numbers(self, kind: str) -> int:
-        entries: tuple[Entry, ...] = getattr(self, kind)
+        entries: tuple[TensorEntry, ...] = getattr(self, kind)
         return sum(entry.numbers for entry in entries)
 
     def _unused_parts(self) -> Iterator[tuple[str, ...]]:
         """A network of fewer stages leaves hundreds of tensors, each under several names."""
-        parts: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+        parts: dict[tuple[str, str], list[TensorEntry]] = defaultdict(list)
         for entry in self.unused:
             parts[part_of(entry.name), entry.reason].append(entry)
         for (part, reason), entries in parts.items():

@@ -29,7 +29,7 @@ from ssl_pretrain.transfer.sources.base import (
     CONTAINERS,
     Opened,
     Reading,
-    Source,
+    WeightsFormat,
     not_finite,
     odd_tensors_of,
     plain_name,
@@ -43,7 +43,7 @@ __all__ = ["SOURCES", "WeightsFile", "plain_name", "read_weights"]
 
 logger = logging.getLogger("ssl_pretrain")
 
-SOURCES: tuple[Source, ...] = (ours, anatomask, nnssl, stunet, nnunet_v1, nnunet_v2, dae, monai_swin, plain)
+SOURCES: tuple[WeightsFormat, ...] = (ours, anatomask, nnssl, stunet, nnunet_v1, nnunet_v2, dae, monai_swin, plain)
 """Readers of all formats; the first one that recognises a file reads it."""
 
 

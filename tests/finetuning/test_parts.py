@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl_pretrain.finetuning.parts import freeze, not_pretrained, parts_of
 from ssl_pretrain.networks import build_backbone
-from ssl_pretrain.transfer.report import Entry, Report
+from ssl_pretrain.transfer.report import Report, TensorEntry
 
 SMALL = {"width": 24, "depth": 4, "heads": 2}
 NETWORKS = {
@@ -97,7 +97,7 @@ class Tiny(nn.Module):
 
 
 def report(adapted=(), fresh=()):
-    tables = [tuple(Entry(name, None, (1,), "") for name in names) for names in (adapted, fresh)]
+    tables = [tuple(TensorEntry(name, None, (1,), "") for name in names) for names in (adapted, fresh)]
     return Report("file", (), *tables, ())
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_pretrain.study.design import Run, StudySettings, disagreements, runs_of, sizes_of, slug, subset
+from ssl_pretrain.study.design import StudyRun, StudySettings, disagreements, runs_of, sizes_of, slug, subset
 
 TRAIN = [f"case_{i:03d}" for i in range(20)]
 
@@ -55,7 +55,7 @@ def test_runs_are_ordered_so_that_a_stopped_study_has_whole_comparisons():
     study = made(fractions=(), cases=(2, 4), seeds=2, folds=(0, 1))
     runs = runs_of(["scratch", "MAE"], study, sizes_of(study, {0: 8, 1: 8}))
     assert len(runs) == 16 == len({run.name for run in runs})
-    assert runs[:3] == [Run("scratch", 0, 0, 2), Run("MAE", 0, 0, 2), Run("scratch", 0, 0, 4)]
+    assert runs[:3] == [StudyRun("scratch", 0, 0, 2), StudyRun("MAE", 0, 0, 2), StudyRun("scratch", 0, 0, 4)]
     assert runs[1].name == "MAE/2cases_fold0_seed0"
     assert {run.seed for run in runs[:8]} == {0}
     assert slug("scratch nnUNetPlans/x: y") == "scratch_nnUNetPlans_x_y"

@@ -16,7 +16,7 @@ from conftest import FEW_PROCESSES, Home, run_command
 from made_study import contents, read
 
 from ssl_pretrain.files import write_json
-from ssl_pretrain.transfer.adapt import Target, build_target
+from ssl_pretrain.transfer.adapt import FineTuningTarget, build_target
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def weights(home, monkeypatch_module) -> Path:
     for name, value in home.environment.items():
         monkeypatch_module.setenv(name, value)
     plans, dataset = read(home.folder / "nnUNetPlans.json"), read(home.folder / "dataset.json")
-    network = build_target(Target(plans, dataset, "3d_fullres"), seed=99).network
+    network = build_target(FineTuningTarget(plans, dataset, "3d_fullres"), seed=99).network
     file = home.root / "pretrained" / "weights.pth"
     file.parent.mkdir()
     torch.save({"network_weights": network.state_dict()}, file)

@@ -17,7 +17,7 @@ from ssl_pretrain.study import worker
 from ssl_pretrain.study.arms import scratch_trainer
 from ssl_pretrain.study.launch import run_all, slurm_script, worker_command
 from ssl_pretrain.study.study import Study, begin, label_names, resume
-from ssl_pretrain.transfer.adapt import Target, adapt_weights, save_content
+from ssl_pretrain.transfer.adapt import FineTuningTarget, adapt_weights, save_content
 
 
 @pytest.fixture
@@ -422,7 +422,7 @@ def test_weights_pretrained_at_another_spacing_are_warned_about(tmp_path, datase
 def test_an_adapted_file_is_of_the_plans_and_the_trainer_that_it_was_adapted_to(tmp_path, dataset):
     of_others = write_weights(tmp_path / "others", plans="TheirPlans")
     made, about = (json.loads((dataset / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
-    target = Target({**made, "plans_name": "nnUNetPlans"}, about, "3d_fullres", "ResEncTrainer_ft_3ep")
+    target = FineTuningTarget({**made, "plans_name": "nnUNetPlans"}, about, "3d_fullres", "ResEncTrainer_ft_3ep")
     save_content(adapt_weights(of_others, target).content, tmp_path / "adapted.pth")
     scratch, adapted = begin(settings(tmp_path / "adapted.pth"), tmp_path / "study").arms
     assert (adapted.plans, adapted.trainer) == ("nnUNetPlans", "ResEncTrainer_ft_3ep")

@@ -30,7 +30,14 @@ from ssl_pretrain.methods import METHODS, MethodSetup
 from ssl_pretrain.networks import build_backbone
 from ssl_pretrain.networks.primus import MODULE as PRIMUS
 from ssl_pretrain.networks.primus import PrimusSize, primus_architecture
-from ssl_pretrain.transfer.adapt import Target, adapt_weights, build_target, check_output, read_content, save_content
+from ssl_pretrain.transfer.adapt import (
+    FineTuningTarget,
+    adapt_weights,
+    build_target,
+    check_output,
+    read_content,
+    save_content,
+)
 from ssl_pretrain.transfer.checkpoint import Provenance, build_checkpoint
 from ssl_pretrain.transfer.encoder import load_encoder
 from ssl_pretrain.transfer.images import images_of_plans
@@ -88,7 +95,7 @@ def source(tmp_path):
 
 
 def target(configuration="3d_fullres", trainer="nnUNetTrainer", channels=2):
-    return Target(target_plans(primus=PRIMUS_ENTRY), target_dataset(channels), configuration, trainer)
+    return FineTuningTarget(target_plans(primus=PRIMUS_ENTRY), target_dataset(channels), configuration, trainer)
 
 
 def test_nnunets_own_loader_takes_the_file_as_it_is(home, source):
@@ -136,7 +143,7 @@ def test_our_hook_takes_the_same_from_the_adapted_file_as_from_the_source(home, 
 
 def test_a_later_stage_of_a_cascade_gets_the_image_from_the_file_and_keeps_its_own_for_the_segmentation(home, source):
     """3 organs are 3 more input channels, after those of the image."""
-    cascade = Target(cascaded(), target_dataset(2), "3d_cascade_fullres")
+    cascade = FineTuningTarget(cascaded(), target_dataset(2), "3d_cascade_fullres")
     adapted = adapt_weights(source, cascade, seed=3)
     stem = "encoder.stages.0.0.convs.0.conv.weight"
     scratch = build_target(cascade, seed=3).network.state_dict()[stem]
@@ -172,7 +179,7 @@ def cascaded():
 def test_images_that_were_prepared_otherwise_are_warned_about_also_by_the_adapted_file(home, source, caplog):
     plans = target_plans()
     plans["configurations"]["3d_fullres"].update(spacing=[4.0, 1.0, 1.0], normalization_schemes=["CTNormalization"])
-    aim = Target({**plans, "transpose_forward": [1, 0, 2]}, target_dataset(), "3d_fullres")
+    aim = FineTuningTarget({**plans, "transpose_forward": [1, 0, 2]}, target_dataset(), "3d_fullres")
     adapted = adapt_weights(source, aim)
     assert len(adapted.report.warnings) == 3
     assert caplog.messages[-3:] == list(adapted.report.warnings)
@@ -260,7 +267,7 @@ def test_the_file_is_complete_and_small_in_either_format(home, source, suffix):
 
 
 def test_an_encoder_gives_the_same_features_before_and_after(home, source):
-    same = Target(target_plans(), target_dataset(1), "3d_fullres")
+    same = FineTuningTarget(target_plans(), target_dataset(1), "3d_fullres")
     save_content(adapt_weights(source, same).content, home / "out.pth")
     image = torch.randn(1, 1, *SOURCE_PATCH)
     with torch.no_grad():
@@ -279,7 +286,7 @@ def test_sizes_of_a_network_that_was_asked_for_are_in_the_plans_now(home):
     torch.save(source, home / "primus.pth")
     written = target_plans(primus=primus_architecture(PrimusSize(**small)))
     written["configurations"]["primus"]["patch_size"] = list(SOURCE_PATCH)
-    wanted = Target(written, target_dataset(1), "primus", "PrimusTrainer_ft")
+    wanted = FineTuningTarget(written, target_dataset(1), "primus", "PrimusTrainer_ft")
     content = adapt_weights(home / "primus.pth", wanted).content
     about = content["pretraining"]
     assert about["network"] == "plans"

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from ssl_pretrain.transfer.load import load_pretrained
-from ssl_pretrain.transfer.report import Entry, Report
+from ssl_pretrain.transfer.report import Report, TensorEntry
 
 REPORT = Report(
     Path("weights.pth"),
-    loaded=(Entry("body.weight", (4, 2, 3), (4, 2, 3), ""), Entry("body.scale", (), (), "")),
-    adapted=(Entry("stem.weight", (5, 1), (5, 3), "repeated 3 times over channels, divided by 3"),),
+    loaded=(TensorEntry("body.weight", (4, 2, 3), (4, 2, 3), ""), TensorEntry("body.scale", (), (), "")),
+    adapted=(TensorEntry("stem.weight", (5, 1), (5, 3), "repeated 3 times over channels, divided by 3"),),
     fresh=(
-        Entry("head.weight", (9, 5), (2, 5), "segmentation head"),
-        Entry("tail.weight", None, (50,), "nothing in the file; as initialised"),
+        TensorEntry("head.weight", (9, 5), (2, 5), "segmentation head"),
+        TensorEntry("tail.weight", None, (50,), "nothing in the file; as initialised"),
     ),
-    unused=(Entry("extra.weight", (7, 7), None, "no such tensor in the network"),),
+    unused=(TensorEntry("extra.weight", (7, 7), None, "no such tensor in the network"),),
 )
 
 TABLE = """\

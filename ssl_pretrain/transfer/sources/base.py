@@ -77,7 +77,7 @@ class Reading:
     images: Images | None = None
 
 
-class Source(Protocol):
+class WeightsFormat(Protocol):
     """A format: what its module has."""
 
     ORIGIN: str
