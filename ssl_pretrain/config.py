@@ -22,7 +22,7 @@ from ssl_pretrain.methods import OptimizerConfig, find_method
 Precision = Literal["auto", "32", "bf16", "16"]
 Device = Literal["cuda", "cpu", "mps"]
 Export = Literal["all", "encoder"]
-Choices = Literal["default", "published"]
+RecipeName = Literal["default", "published"]
 
 MAY_CHANGE = frozenset(
     {
@@ -33,7 +33,7 @@ MAY_CHANGE = frozenset(
 """Settings that a continued run may change: they do not touch what is computed."""
 
 CHOICES = {
-    **{"recipe": Choices, "device": Device, "precision": Precision, "export": Export},
+    **{"recipe": RecipeName, "device": Device, "precision": Precision, "export": Export},
     **{"use": Use, "balance": Balance, "augment_on": AugmentOn},
 }
 
@@ -89,7 +89,7 @@ class PretrainConfig:
     fold: str = "all"
     plans: str = "nnUNetPlans"
     method: str = "AnatoMask"
-    recipe: Choices = "default"
+    recipe: RecipeName = "default"
     network: str = "plans"
     network_settings: dict[str, int] = field(default_factory=dict)
     output_folder: str | None = None

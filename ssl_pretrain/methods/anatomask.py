@@ -97,17 +97,14 @@ class AnatoMask(SparK):
         fine, coarse = (self.loss_of(self.cells_of(cast("Tensor", image)), batch, hidden) for image in both)
         return Output(fine + COARSE_WEIGHT * (coarse - coarse.detach()), self.log_values(hidden))
 
-    def cells_by(self, network: nn.Module, image: Tensor, hidden: Hidden) -> Tensor:
-        """Predicted cells (B, L, V), float32, of one of the networks."""
-        return self.cells_of(network(image, hidden.mask, prod(self.grid) - hidden.masked))
-
-    def cells_of(self, image: Tensor) -> Tensor:
+    def cells_of(self, reconstruction: Tensor) -> Tensor:
         """Cells (B, L, V), float32; each voxel of a coarse image stands for all that it covers.
 
         A coarse image's error is that against the means of the true one over what its voxels cover, plus what the true
         one varies there: the first is all that it can learn, the second is known without a network.
         """
-        return self.split(repeat_to(image.float().flatten(0, 1), self.patch).view(*image.shape[:2], *self.patch))
+        whole = repeat_to(reconstruction.flatten(0, 1), self.patch)
+        return super().cells_of(whole.view(*reconstruction.shape[:2], *self.patch))
 
     def hard_cells(self) -> int:
         """How many masked cells of a sample are chosen for their difficulty in the current epoch."""
