@@ -38,7 +38,7 @@ class AnatoMaskConfig(SparKConfig):
         difficulty: what "hard" means: ``intensity`` (error after undoing the cell's normalisation), ``normalized`` (the
             training loss itself) or ``reference`` (what the published code computes).
         teacher: what the teacher reconstructs: the image at ``full`` resolution (published), or a ``coarse`` one, which
-            the decoder's finest blocks are not needed for.
+            the decoder's finest blocks are not needed for; ``auto`` is coarse, but for ``difficulty=normalized``.
         teacher_masks: random masks over which the teacher's difficulty is averaged.
         hard_share: share of the masked cells that are hard ones at the end of the run.
         ema_start: decay of the teacher at the start.
@@ -54,7 +54,7 @@ class AnatoMaskConfig(SparKConfig):
 
     lr: float | None = 1e-4
     difficulty: Difficulty = "intensity"
-    teacher: Literal["full", "coarse"] = "coarse"
+    teacher: Literal["auto", "full", "coarse"] = "auto"
     teacher_masks: int = 1
     hard_share: float = 0.5
     ema_start: float = 0.999
@@ -81,7 +81,9 @@ class AnatoMask(SparK):
     )
 
     def __init__(self, config: AnatoMaskConfig, setup: MethodSetup) -> None:
-        super().__init__(config, setup, coarse=config.teacher == "coarse")
+        # Without the contrast of the cells there is too little left for a coarse image to rank them by.
+        chosen = "full" if config.difficulty == "normalized" else "coarse"
+        super().__init__(config, setup, coarse=(chosen if config.teacher == "auto" else config.teacher) == "coarse")
         self.teacher = Teacher(self.student)
         self.networks()[1].cut()
 

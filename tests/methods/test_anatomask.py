@@ -108,6 +108,15 @@ def test_a_coarse_teacher_is_a_full_one_where_its_level_is_the_finest():
     assert torch.equal(*(method.rate({"image": image()}, generators(2)) for method in (one, other)))
 
 
+@pytest.mark.parametrize(
+    ("teacher", "difficulty", "level"),
+    [("auto", "intensity", 1), ("auto", "reference", 1), ("auto", "normalized", None), ("coarse", "normalized", 1)],
+)
+def test_the_teacher_is_coarse_where_that_ranks_alike(teacher, difficulty, level):
+    made = anatomask(mask_cell=(8, 8, 8), teacher=teacher, difficulty=difficulty)
+    assert made.student.decoder.coarse == level
+
+
 def test_a_coarse_teacher_has_nothing_finer_than_its_image():
     method = coarse()
     theirs, ours = (set(n.state_dict()) for n in (method.teacher.module, method.student))
