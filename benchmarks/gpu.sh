@@ -44,10 +44,10 @@ for network in $NETWORKS; do
     done
     size=${PATCHES%% *}
     size=${size//,/ }
-    common="--network $network $stages --patch $size --batch $BATCH --steps $REPEAT --against masked --against_decoder spark"
+    common="--network $network $stages --patch $size --batch $BATCH --steps $REPEAT --against masked --against_decoder spark --against_teacher full"
     for precision in 32 bf16; do
         run "step-$network-$precision-auto-slim" benchmarks/step.py $common --precision $precision --decoder slim
-        run "step-$network-$precision-auto-spark" benchmarks/step.py $common --precision $precision
+        run "step-$network-$precision-auto-spark" benchmarks/step.py $common --precision $precision --decoder spark --teacher full
     done
     # Both sides of these differ from float32 masked + spark in everything, which is what users gain.
     run "step-$network-best" benchmarks/step.py $common --precision bf16 --against_precision 32 --decoder slim

@@ -4,9 +4,8 @@
         --against masked --against_decoder spark
 
 Needs PyTorch and Lightning only. Data are random numbers: nothing is read. A step is what training does: choose the
-mask (with the teacher, where there is one), forward, backward, clip, optimiser step, teacher's step. With ``--against``
-or ``--against_decoder`` the other settings are built too, both sides take turns, and ``ratio`` is their median time
-over ours.
+mask (with the teacher, where there is one), forward, backward, clip, optimiser step, teacher's step. With one of
+``--against…`` the other settings are built too, both sides take turns, and ``ratio`` is their median time over ours.
 """
 
 from __future__ import annotations
@@ -70,6 +69,7 @@ def build(args: argparse.Namespace) -> SparK:
         memory_format=args.memory_format,
         compile=args.compile,
         checkpointing=args.checkpointing,
+        **({"teacher": args.teacher} if args.method == "AnatoMask" else {}),
     )
     setup = MethodSetup(backbone=backbone, patch=patch, length=RunLength(1000, 250, args.batch), seed=args.seed)
     method = build_method(args.method, config, setup).to(args.device).train()
@@ -81,7 +81,7 @@ def build(args: argparse.Namespace) -> SparK:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Medians of whole steps on both sides, and of our parts."""
     sides = {"ours": Side(args)}
-    if args.against or args.against_decoder or args.against_precision:
+    if any(value for name, value in vars(args).items() if name.startswith("against")):
         sides["theirs"] = Side(others(args))
     for _ in range(args.warmup):
         for side in sides.values():
@@ -106,7 +106,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def others(args: argparse.Namespace) -> argparse.Namespace:
     """The settings of the other side; where it is told to differ in precision, it has no switches at all."""
     settings = dict(vars(args))
-    for name in ("sparse", "decoder", "precision"):
+    for name in ("sparse", "decoder", "precision", "method", "teacher"):
         other = settings["against" if name == "sparse" else f"against_{name}"]
         settings[name] = other or settings[name]
     if args.against_precision:
@@ -148,10 +148,13 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--mask_ratio", type=float, default=0.6)
     parser.add_argument("--stages", type=int, default=5, help="encoder stages; the published STU-Net uses 5 of 6")
     parser.add_argument("--sparse", default="auto", choices=("auto", "masked", "blocks", "spconv"))
-    parser.add_argument("--decoder", default="spark", choices=("spark", "slim"))
+    parser.add_argument("--decoder", default="slim", choices=("spark", "slim"), help="published: spark")
+    parser.add_argument("--teacher", default="coarse", choices=("full", "coarse"), help="published: full")
     parser.add_argument("--decoder_norm", default="batch", choices=("batch", "instance"), help="published: batch")
     parser.add_argument("--against", choices=("auto", "masked", "blocks", "spconv"), help="backend of the other side")
     parser.add_argument("--against_decoder", choices=("spark", "slim"), help="decoder of the other side")
+    parser.add_argument("--against_method", choices=("SparK", "AnatoMask"), help="method of the other side")
+    parser.add_argument("--against_teacher", choices=("full", "coarse"), help="teacher of the other side")
     parser.add_argument("--memory_format", default="auto", choices=("auto", "contiguous", "channels_last_3d"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")

@@ -47,7 +47,7 @@ def parts(
     def decoder_forward() -> None:
         state["dense_leaves"] = [m.detach().requires_grad_() for m in state["dense"]]
         with precision():
-            state["out"] = student.decoder(state["dense_leaves"])
+            state["out"] = student.decoder(state["dense_leaves"])[0]
 
     def loss_forward() -> None:
         state["out_leaf"] = state["out"].detach().float().requires_grad_()

@@ -22,6 +22,7 @@ from ssl_pretrain.methods import OptimizerConfig, find_method
 Precision = Literal["auto", "32", "bf16", "16"]
 Device = Literal["cuda", "cpu", "mps"]
 Export = Literal["all", "encoder"]
+RecipeName = Literal["default", "published"]
 
 MAY_CHANGE = frozenset(
     {
@@ -32,7 +33,7 @@ MAY_CHANGE = frozenset(
 """Settings that a continued run may change: they do not touch what is computed."""
 
 CHOICES = {
-    **{"device": Device, "precision": Precision, "export": Export},
+    **{"recipe": RecipeName, "device": Device, "precision": Precision, "export": Export},
     **{"use": Use, "balance": Balance, "augment_on": AugmentOn},
 }
 
@@ -52,6 +53,8 @@ class PretrainConfig:
         fold: ``all``, or a number.
         plans: name of the plans.
         method: name of the method.
+        recipe: whose values the settings of method and crops take that are not set: ``default``, or ``published``;
+            where they differ is in ``published`` of the method's config.
         network: ``plans``, another name of :data:`~ssl_pretrain.NETWORKS`, or ``package.module:Class``.
         network_settings: fields of the network's size that differ from the published one, such as ``depth``.
         output_folder: where results go; None for nnU-Net's place in ``nnUNet_results``.
@@ -86,6 +89,7 @@ class PretrainConfig:
     fold: str = "all"
     plans: str = "nnUNetPlans"
     method: str = "AnatoMask"
+    recipe: RecipeName = "default"
     network: str = "plans"
     network_settings: dict[str, int] = field(default_factory=dict)
     output_folder: str | None = None
@@ -111,16 +115,22 @@ class PretrainConfig:
     picture_every: int = 50
     files: dict[str, str] | None = None
     task: OptimizerConfig = field(default=None)  # type: ignore[assignment]
-    crops: CropConfig = field(default_factory=CropConfig)
+    crops: CropConfig = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         for name in ("dataset", "fold"):
             object.__setattr__(self, name, str(getattr(self, name)))
         if self.patch_size is not None:
             object.__setattr__(self, "patch_size", as_triple(self.patch_size, "patch_size"))
+        for name, kind in CHOICES.items():
+            if getattr(self, name) not in typing.get_args(kind):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(typing.get_args(kind))}, got {getattr(self, name)!r}."
+                )
         expected = find_method(self.method).Config
-        if self.task is None:
-            object.__setattr__(self, "task", expected())
+        for name, part in (("task", expected), ("crops", CropConfig)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, part(**_published(part, expected, self.recipe)))
         if type(self.task) is not expected:
             raise ValueError(f"{self.method} is configured by {expected.__name__}, got {type(self.task).__name__}.")
         for name in ("epochs", "iters", "val_iters", "num_gpus", "num_nodes", "picture_every"):
@@ -141,11 +151,6 @@ class PretrainConfig:
             raise ValueError(f"FOLD must be 'all' or a number from 0 on, got {self.fold!r}.")
         if self.files is not None and set(self.files) != set(FILES):
             raise ValueError(f"files must have {', '.join(FILES)}, got {', '.join(self.files) or 'none'}.")
-        for name, kind in CHOICES.items():
-            if getattr(self, name) not in typing.get_args(kind):
-                raise ValueError(
-                    f"{name} must be one of {', '.join(typing.get_args(kind))}, got {getattr(self, name)!r}."
-                )
 
     def with_settings(self, settings: Mapping[str, Any]) -> PretrainConfig:
         """A copy with ``NAME=VALUE`` settings of the method or of the crops changed (``-set``).
@@ -164,6 +169,12 @@ class PretrainConfig:
             changed[part][name] = convert(name, value, _types_of(getattr(self, part))[name])
         return replace(self, task=replace(self.task, **changed["task"]), crops=replace(self.crops, **changed["crops"]))
 
+    def recipe_text(self) -> str:
+        """The recipe, with the values here of all settings in which the published one differs, as text."""
+        values = {**vars(self.crops), **vars(self.task)}
+        settings = ", ".join(f"{name}={values[name]}" for name in self.task.published)
+        return f"recipe {self.recipe}" + (f": {settings}" if settings else "")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, ready for JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -180,9 +191,12 @@ class PretrainConfig:
         unknown = sorted(set(content) - set(known))
         if unknown:
             raise ValueError(f"Unknown settings {', '.join(unknown)}. There: {', '.join(known)}.")
-        parts = {"task": find_method(str(content.get("method", cls.method))).Config, "crops": CropConfig}
+        method = find_method(str(content.get("method", cls.method))).Config
+        parts = {"task": method, "crops": CropConfig}
         values: dict[str, Any] = {}
         for name, value in content.items():
+            if name in parts and isinstance(value, Mapping):
+                value = {**_published(parts[name], method, content.get("recipe")), **value}
             values[name] = _build(parts[name], value) if name in parts else convert(name, value, known[name])
         if "dataset" not in values:
             raise ValueError("The configuration does not say which dataset.")
@@ -190,12 +204,12 @@ class PretrainConfig:
 
     @classmethod
     def from_file(cls, file: Path) -> PretrainConfig:
-        """Read a ``config.json``.
+        """Read the ``config.json`` of a run.
 
         Raises:
             ValueError, FileNotFoundError: the file is missing or wrong; names it.
         """
-        content = read_settings(file)
+        content = read_run(file)
         try:
             return cls.from_dict(content)
         except ValueError as error:
@@ -206,6 +220,17 @@ class PretrainConfig:
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         names = sorted(set(ours) | set(theirs))
         return {n: (ours.get(n), theirs.get(n)) for n in names if n not in MAY_CHANGE and ours.get(n) != theirs.get(n)}
+
+
+def read_run(file: Path) -> dict[str, Any]:
+    """The settings in the ``config.json`` of a run; those that there were not yet when it was written, as they were.
+
+    Raises:
+        ValueError, FileNotFoundError: the file is missing or wrong; names it.
+    """
+    content = read_settings(file)
+    formerly = find_method(str(content.get("method", PretrainConfig.method))).Config.formerly
+    return {**content, "task": {**formerly, **content["task"]}} if isinstance(content.get("task"), dict) else content
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
@@ -287,6 +312,11 @@ def _types_of(config: Any) -> dict[str, Any]:
     """Field name -> type of a dataclass or one of its instances."""
     hints = typing.get_type_hints(config if isinstance(config, type) else type(config))
     return {f.name: hints[f.name] for f in fields(config)}
+
+
+def _published(part: type, method: type[OptimizerConfig], recipe: Any) -> dict[str, Any]:
+    """Values that a recipe gives to the settings of a part, the method's or the crops'."""
+    return {n: v for n, v in method.published.items() if n in _types_of(part)} if recipe == "published" else {}
 
 
 def _build(cls: type[T], content: Any) -> T:

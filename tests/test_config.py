@@ -34,6 +34,38 @@ def test_published_defaults():
     assert (config().epochs, config().iters, config().val_iters) == (1000, 250, 50)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_published_recipe_takes_every_published_value_that_is_not_set(method):
+    ours, published = config(method=method), config(method=method, recipe="published")
+    declared = METHODS[method].Config.published
+    for part in ("task", "crops"):
+        before, after = vars(getattr(ours, part)), vars(getattr(published, part))
+        assert {n: v for n, v in after.items() if v != before[n]} == {n: v for n, v in declared.items() if n in after}
+    assert published.recipe_text().startswith("recipe published")
+    for name, value in declared.items():
+        assert (name in vars(ours.task)) != (name in vars(ours.crops))
+        assert f"{name}={value}" in published.recipe_text()
+    assert PretrainConfig.from_dict({"dataset": "4", "method": method, "recipe": "published", "task": {}}) == published
+    assert PretrainConfig.from_dict(published.to_dict()) == published
+
+
+def test_what_is_set_wins_over_the_published_recipe():
+    made = PretrainConfig.from_dict({"dataset": "4", "recipe": "published", "task": {"decoder": "slim"}})
+    assert (made.task.decoder, made.task.teacher, made.crops.oversample_foreground) == ("slim", "full", 0.33)
+    assert PretrainConfig.from_dict(made.to_dict()) == made
+    assert made.with_settings({"teacher": "coarse"}).task.teacher == "coarse"
+    with pytest.raises(ValueError, match="recipe must be one of default, published, got 'theirs'"):
+        config(recipe="theirs")
+
+
+def test_a_stored_run_is_what_it_was_before_there_were_recipes_and_coarse_teachers(tmp_path):
+    content = config().with_settings({"decoder": "spark"}).to_dict()
+    del content["recipe"], content["task"]["teacher"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    made = PretrainConfig.from_file(tmp_path / "config.json")
+    assert (made.recipe, made.task.decoder, made.task.teacher) == ("default", "spark", "full")
+
+
 def test_the_method_decides_the_type_of_its_settings():
     assert isinstance(config(method="SparK").task, SparKConfig)
     assert isinstance(config().task, AnatoMaskConfig)
@@ -44,7 +76,7 @@ def test_the_method_decides_the_type_of_its_settings():
 def test_settings_reach_every_field_of_method_and_crops():
     base = config()
     for part in (base.task, base.crops):
-        for name in part.__dataclass_fields__:
+        for name in vars(part):
             value = getattr(part, name)
             text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             assert base.with_settings({name: text}) == base, name

@@ -114,6 +114,17 @@ def test_every_setting_is_documented_with_its_default(config, page):
         assert convert(name, table[name], kind) == getattr(config, name), f"default of {name} in {name_of(page)}"
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_page_says_which_values_the_published_recipe_takes(name):
+    text = (ROOT / "documentation" / "methods" / f"{name.lower()}.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"^`-recipe published` (.*?)\.$", text, re.MULTILINE | re.DOTALL)
+    pairs = parse_settings(re.findall(r"`(\w+=[^`]+)`", told))
+    settings = {
+        name: value for part in (METHODS[name].Config(), CropConfig()) for name, value in config_types(part).items()
+    }
+    assert {key: convert(key, value, settings[key]) for key, value in pairs.items()} == METHODS[name].Config.published
+
+
 def config_types(config: object) -> dict[str, object]:
     return {name: kind for name, kind in get_type_hints(type(config)).items() if name in vars(config)}
 

@@ -39,6 +39,7 @@ def show(run: Run) -> str:
         [
             json.dumps(run.config.to_dict(), indent=2),
             "",
+            run.config.recipe_text(),
             f"data: {run.files.data}",
             f"cases: {len(run.cases.train)} to train on, {len(run.cases.validation)} to validate on ({run.cases.note})",
             f"output: {run.folder}",

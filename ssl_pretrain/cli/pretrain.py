@@ -69,6 +69,11 @@ def _add_task(parser: argparse.ArgumentParser, method: str) -> None:
         dest="method",
         help=f"{', '.join(written_keys('ssl_pretrain.methods', 'METHODS'))} (default: {method})",
     )
+    parser.add_argument(
+        "-recipe",
+        choices=("default", "published"),
+        help="published: every published choice at once, but for what -set and other flags say",
+    )
     parser.add_argument("-p", dest="plans", help="name of the plans (default: nnUNetPlans)")
     _add_cases(parser)
     parser.add_argument(
@@ -172,6 +177,7 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
     Raises:
         ValueError, FileNotFoundError: bad values; says what is allowed.
     """
+    from ssl_pretrain.config import read_run
     from ssl_pretrain.files import read_settings
     from ssl_pretrain.training.run import resolve_folder
 
@@ -187,12 +193,17 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
         flags.pop(name, None)
     flags = _with_files(flags)
     content = read_settings(Path(file)) if file else {}
+    if {"task", "recipe"} <= set(content) and flags.get("recipe", content["recipe"]) != content["recipe"]:
+        raise ValueError(
+            f"{file} holds the settings of recipe {content['recipe']}, which would all win over -recipe "
+            f"{flags['recipe']}. Leave one of the two out."
+        )
     config = _combined({"method": method, **content}, flags, file)
     if resume:
         stored = resolve_folder(config) / "config.json"
         if stored.is_file():
             # A continued run is what it was; only what is typed again counts as a wish.
-            content = read_settings(stored)
+            content = read_run(stored)
             if flags.get("method", content.get("method")) != content.get("method"):
                 raise ValueError(
                     f"{stored.parent} holds a run of {content.get('method')}, not of {flags['method']}. Continue "

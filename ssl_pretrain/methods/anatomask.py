@@ -6,23 +6,28 @@ are masked for certain in the student's input, more of them as training goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from math import prod
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.losses import Difficulty, cell_difficulty
-from ssl_pretrain.functional.masking import count_hard, guided_mask, sample_masks
+from ssl_pretrain.functional.masking import count_hard, guided_mask, repeat_to, sample_masks
 from ssl_pretrain.functional.patches import to_cells
 from ssl_pretrain.functional.schedules import ema_decay
-from ssl_pretrain.methods.base import Batch, MethodSetup
+from ssl_pretrain.methods.base import Batch, MethodSetup, Output
+from ssl_pretrain.methods.cost import count_multiply_adds
 from ssl_pretrain.methods.masking import Hidden
 from ssl_pretrain.methods.spark import SparK, SparKConfig
 from ssl_pretrain.methods.spark_network import SparKNetwork
 from ssl_pretrain.methods.teacher import Teacher
+
+COARSE_WEIGHT = 0.1
+"""Of the coarse image's loss beside that of the fine one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +37,24 @@ class AnatoMaskConfig(SparKConfig):
     Attributes:
         difficulty: what "hard" means: ``intensity`` (error after undoing the cell's normalisation), ``normalized`` (the
             training loss itself) or ``reference`` (what the published code computes).
+        teacher: what the teacher reconstructs: the image at ``full`` resolution (published), or a ``coarse`` one, which
+            the decoder's finest blocks are not needed for; ``auto`` is coarse, but for ``difficulty=normalized``.
         teacher_masks: random masks over which the teacher's difficulty is averaged.
         hard_share: share of the masked cells that are hard ones at the end of the run.
         ema_start: decay of the teacher at the start.
         ema_end: decay of the teacher from a quarter of the run on.
     """
 
+    published: ClassVar[Mapping[str, Any]] = {
+        **SparKConfig.published,
+        "difficulty": "reference",
+        "teacher": "full",
+    }
+    formerly: ClassVar[Mapping[str, Any]] = {"teacher": "full"}
+
     lr: float | None = 1e-4
     difficulty: Difficulty = "intensity"
+    teacher: Literal["auto", "full", "coarse"] = "auto"
     teacher_masks: int = 1
     hard_share: float = 0.5
     ema_start: float = 0.999
@@ -66,8 +81,32 @@ class AnatoMask(SparK):
     )
 
     def __init__(self, config: AnatoMaskConfig, setup: MethodSetup) -> None:
-        super().__init__(config, setup)
+        # Without the contrast of the cells there is too little left for a coarse image to rank them by.
+        chosen = "full" if config.difficulty == "normalized" else "coarse"
+        super().__init__(config, setup, coarse=(chosen if config.teacher == "auto" else config.teacher) == "coarse")
         self.teacher = Teacher(self.student)
+        self.networks()[1].cut()
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Output:
+        """As SparK's. In training the head of the coarse image, if the teacher has one, learns beside the fine one's.
+
+        The loss has the value of the fine image's alone.
+        """
+        if self.student.decoder.coarse is None or not self.training:
+            return super().forward(batch, generator)
+        hidden = self.choose(batch, generator)
+        both = self.student.both(batch["image"], hidden.mask, prod(self.grid) - hidden.masked)
+        fine, coarse = (self.loss_of(self.cells_of(cast("Tensor", image)), batch, hidden) for image in both)
+        return Output(fine + COARSE_WEIGHT * (coarse - coarse.detach()), self.log_values(hidden))
+
+    def cells_of(self, reconstruction: Tensor) -> Tensor:
+        """Cells (B, L, V), float32; each voxel of a coarse image stands for all that it covers.
+
+        A coarse image's error is that against the means of the true one over what its voxels cover, plus what the true
+        one varies there: the first is all that it can learn, the second is known without a network.
+        """
+        whole = repeat_to(reconstruction.flatten(0, 1), self.patch)
+        return super().cells_of(whole.view(*reconstruction.shape[:2], *self.patch))
 
     def hard_cells(self) -> int:
         """How many masked cells of a sample are chosen for their difficulty in the current epoch."""
@@ -89,13 +128,10 @@ class AnatoMask(SparK):
 
     def multiply_adds(self) -> dict[str, int]:
         """As SparK's, and the teacher's forward pass over all of its masks."""
-        student = super().multiply_adds()
-        dense = student.pop("encoder, all voxels")
-        return {
-            "encoder, all voxels": dense,
-            **student,
-            "teacher": self.config.teacher_masks * sum(student.values()),
-        }
+        batch = self.config.teacher_masks * self.length.batch_size
+        teacher = count_multiply_adds(self.networks()[1], self.config.sparse, batch, self.patch, self.masked)
+        del teacher["encoder, all voxels"]
+        return {**super().multiply_adds(), "teacher": sum(teacher.values())}
 
     def networks(self) -> tuple[SparKNetwork, ...]:
         """Student and teacher."""

@@ -105,6 +105,7 @@ class LightDecoder(nn.Module):
         norm: of every block.
         kind: of every block.
         finest: most channels at the resolution of the image; None for no limit.
+        coarse: blocks after which a second head makes a coarse image; None for none.
         checkpointing: compute the blocks again in the backward pass instead of keeping what is inside them.
     """
 
@@ -116,22 +117,30 @@ class LightDecoder(nn.Module):
         norm: Norm,
         kind: DecoderKind = "spark",
         finest: int | None = None,
+        coarse: int | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
+        self.coarse, self.checkpointing = coarse, checkpointing
         self.widths = decoder_widths(width, strides, finest)
         widths = zip(self.widths[:-1], self.widths[1:], strides, strict=True)
         self.blocks = nn.ModuleList(DecoderBlock(a, b, stride, norm, kind) for a, b, stride in widths)
-        self.head = nn.Conv3d(self.widths[-1], out_channels, 1)
+        self.head: nn.Module | None = nn.Conv3d(self.widths[-1], out_channels, 1)
+        self.coarse_head = None if coarse is None else nn.Conv3d(self.widths[coarse], out_channels, 1)
         self.apply(_initialize)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Densified maps, coarse to fine, at most one per block -> (B, C, D, H, W)."""
-        x = maps[0]
+    def cut(self) -> None:
+        """Leave out the blocks and the head that come after the coarse image."""
+        self.blocks, self.head = self.blocks[: self.coarse], None
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Densified maps, coarse to fine, at most one per block -> the finest image (B, C, D, H, W), and the coarse."""
+        x, coarse = maps[0], None
         for i, block in enumerate(self.blocks):
             x = self._run(block, x if i == 0 or i >= len(maps) else x + maps[i])
-        return cast("Tensor", self.head(x))
+            if self.coarse_head is not None and i + 1 == self.coarse:
+                coarse = self.coarse_head(x)
+        return cast("Tensor", coarse if self.head is None else self.head(x)), coarse
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         return cast("Tensor", checkpointed(block, x) if self.checkpointing else block(x))

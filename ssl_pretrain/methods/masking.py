@@ -81,9 +81,14 @@ class MaskedMethod(Method):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Output:
         """Mean error of the masked voxels that count."""
-        hidden, counted = self.choose(batch, generator), self.counted(batch)
-        errors = self.errors(self.predict(batch["image"], hidden), self.split(batch["image"]), counted)
-        return Output(masked_mean(errors, hidden.mask.flatten(1), counted), self.log_values(hidden))
+        hidden = self.choose(batch, generator)
+        return Output(self.loss_of(self.predict(batch["image"], hidden), batch, hidden), self.log_values(hidden))
+
+    def loss_of(self, predicted: Tensor, batch: Batch, hidden: Hidden) -> Tensor:
+        """Mean error of the masked voxels that count, of predicted cells (B·G, L, V)."""
+        counted = self.counted(batch)
+        errors = self.errors(predicted, self.split(batch["image"]), counted)
+        return masked_mean(errors, hidden.mask.flatten(1), counted)
 
     def log_values(self, hidden: Hidden) -> dict[str, float]:
         """Scalars to show beside the loss."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,6 +23,8 @@ class ModelsGenesisConfig(OptimizerConfig, GenesisConfig):
     Attributes:
         drop_path: rate in the blocks of a transformer while it is pretrained.
     """
+
+    published: ClassVar[Mapping[str, Any]] = {"rotation_p": 0.0, "scale_p": 0.0, "mirror_p": 0.0}
 
     drop_path: float = 0.2
 

@@ -44,6 +44,14 @@ class SimCLRConfig(OptimizerConfig, AugmentConfig):
         "convolutional": {**DEFAULTS["convolutional"], "clip": 0.1},
     }
 
+    published: ClassVar[Mapping[str, Any]] = {
+        "crop": (64, 64, 64),
+        "same_image": "negative",
+        "projector_norm": "layer",
+        "rotation_p": 0.0,
+        "scale_p": 0.0,
+    }
+
     blur_p: float = 0.2
     low_resolution_p: float = 0.1
     temperature: float = 0.5
@@ -83,7 +91,10 @@ class SimCLR(Method):
         if config.crop is not None and config.crop != setup.patch:
             stride = setup.backbone.feature_maps[-1].stride
             if "tokens" in setup.backbone.offers:
-                raise ValueError(f"crop {config.crop}: a transformer sees its whole patch {setup.patch}. Leave it out.")
+                raise ValueError(
+                    f"crop {config.crop}: a transformer sees its whole patch {setup.patch}. Use that as -patch_size, "
+                    "or -set crop=None."
+                )
             if config.crop == stride or any(size % step for size, step in zip(config.crop, stride, strict=True)):
                 raise ValueError(
                     f"crop {config.crop}: every axis must be a multiple of the network's total stride {stride}, and at "

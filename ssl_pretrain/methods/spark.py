@@ -6,9 +6,10 @@ with mask tokens, and a light decoder reconstructs the hidden cells in their own
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -35,11 +36,19 @@ class SparKConfig(SparseConfig):
     Attributes:
         mask_ratio: share of the cells that is masked.
         mask_cell: voxels per axis of a cell; None for about 16 per axis, as patch and strides allow.
-        stages: encoder stages to pretrain, from the finest; None for all (published with STU-Net: 5 of 6).
-        decoder: ``spark`` (published), or ``slim`` with about a third of its multiply-adds.
+        stages: encoder stages to pretrain, from the finest; None for all, and all where there are no more (published
+            with STU-Net: 5 of 6).
+        decoder: ``slim``, or ``spark`` (published) with about three times its multiply-adds.
         decoder_norm: ``batch`` (published) or ``instance``; ``auto`` takes instance below 4 samples per device.
         decoder_width: channels of the decoder at the coarsest map; None for that map's own.
     """
+
+    published: ClassVar[Mapping[str, Any]] = {
+        "stages": 5,
+        "decoder": "spark",
+        "decoder_norm": "batch",
+        "oversample_foreground": 0.33,
+    }
 
     optimizer: Literal["auto", "adamw", "sgd"] = "adamw"
     schedule: Literal["auto", "cosine", "poly"] = "cosine"
@@ -50,7 +59,7 @@ class SparKConfig(SparseConfig):
     mask_ratio: float = 0.6
     mask_cell: Triple | None = None
     stages: int | None = None
-    decoder: DecoderKind = "spark"
+    decoder: DecoderKind = "slim"
     decoder_norm: Literal["auto", "batch", "instance"] = "auto"
     decoder_width: int | None = None
 
@@ -78,9 +87,10 @@ class SparK(SparseMethod):
         "ICLR 2023, arXiv:2301.03580.",
     )
 
-    def __init__(self, config: SparKConfig, setup: MethodSetup) -> None:
+    def __init__(self, config: SparKConfig, setup: MethodSetup, *, coarse: bool = False) -> None:
         super().__init__(config, setup)
-        encoder, maps = setup.backbone.truncated(config.stages)
+        total = len(setup.backbone.feature_maps)
+        encoder, maps = setup.backbone.truncated(None if config.stages is None else min(config.stages, total))
         strides = [m.stride for m in maps]
         check_patch(self.patch, setup.backbone.feature_maps[-1].stride)
         cell = config.mask_cell or default_cell(self.patch, strides)
@@ -97,6 +107,7 @@ class SparK(SparseMethod):
             width=config.decoder_width,
             norm=self.decoder_norm,
             kind=config.decoder,
+            coarse=coarse,
             checkpointing=config.checkpointing,
         )
         freeze_all_but({id(p) for p in self.student.parameters()}, setup.backbone.network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import cast
 
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from ssl_pretrain.methods.light_decoder import DecoderKind, Densify, LightDecode
 from ssl_pretrain.methods.masked_network import MaskedNetwork
 from ssl_pretrain.networks.base import FeatureMap
 from ssl_pretrain.networks.masked import SparseMap
+
+COARSE_VOXELS = 64
+"""Fewest voxels of a cell in a coarse image."""
 
 
 class SparKNetwork(MaskedNetwork):
@@ -27,6 +31,7 @@ class SparKNetwork(MaskedNetwork):
         width: channels of the decoder at the coarsest map; None for that map's own.
         norm: of the decoder.
         kind: of the decoder.
+        coarse: whether the decoder also makes a coarse image, where it has a level for it; see :func:`coarse_level`.
         checkpointing: compute encoder stages and decoder blocks again in the backward pass.
     """
 
@@ -40,13 +45,21 @@ class SparKNetwork(MaskedNetwork):
         width: int | None,
         norm: Norm,
         kind: DecoderKind = "spark",
+        coarse: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__(encoder, maps, cell, out_channels, checkpointing)
         strides = decoder_strides([m.stride for m in maps])
         finest = maps[0].channels if kind == "slim" else None
         self.decoder = LightDecoder(
-            width or maps[-1].channels, strides, out_channels, norm, kind, finest, checkpointing=checkpointing
+            width or maps[-1].channels,
+            strides,
+            out_channels,
+            norm,
+            kind,
+            finest,
+            coarse_level(maps[-1].stride, strides, cell) if coarse else None,
+            checkpointing,
         )
         # The finest map enters no block when it has the resolution of the image: it gets no densification at all.
         used = maps[::-1][: len(strides)]
@@ -60,8 +73,37 @@ class SparKNetwork(MaskedNetwork):
 
     def reconstruct(self, filled: list[Tensor]) -> Tensor:
         """(B, C, D, H, W), each cell in its own normalised space."""
-        return cast("Tensor", self.decoder(filled))
+        return cast("Tensor", self.decoder(filled)[0])
+
+    def both(self, image: Tensor, mask: Tensor, visible: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`forward`, and the coarse image; None where there is none."""
+        return cast("tuple[Tensor, Tensor | None]", self.decoder(self.densified(image, mask, visible)))
+
+    def cut(self) -> None:
+        """Leave out what comes after the coarse image, where there is one: it becomes the reconstruction."""
+        if self.decoder.coarse is not None:
+            self.decoder.cut()
+            self.densify = self.densify[: self.decoder.coarse]
 
     def compile_decoder(self) -> None:
         """Let ``torch.compile`` make the decoder faster."""
         self.decoder.compile()  # type: ignore[no-untyped-call]
+
+
+def coarse_level(coarsest: Triple, strides: Sequence[Triple], cell: Triple) -> int | None:
+    """Decoder blocks after which a cell has :data:`COARSE_VOXELS` voxels at least, a whole number along every axis.
+
+    Args:
+        coarsest: stride of the decoder's first input.
+        strides: of each block, coarse to fine.
+        cell: voxels of a mask cell per axis.
+
+    Returns:
+        None where that is the finest level, which has a head already.
+    """
+    stride = coarsest
+    for level, step in enumerate(strides[:-1], 1):
+        stride = cast("Triple", tuple(s // t for s, t in zip(stride, step, strict=True)))
+        if all(c % s == 0 for c, s in zip(cell, stride, strict=True)) and prod(cell) >= COARSE_VOXELS * prod(stride):
+            return level
+    return None

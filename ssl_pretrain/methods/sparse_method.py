@@ -70,7 +70,11 @@ class SparseMethod(MaskedMethod):
 
     def cells_by(self, network: nn.Module, image: Tensor, hidden: Hidden) -> Tensor:
         """Predicted cells (B, L, V), float32, of one of the networks."""
-        return self.split(network(image, hidden.mask, prod(self.grid) - hidden.masked).float())
+        return self.cells_of(network(image, hidden.mask, prod(self.grid) - hidden.masked))
+
+    def cells_of(self, reconstruction: Tensor) -> Tensor:
+        """Cells (B, L, V), float32, of what a network makes of an image."""
+        return self.split(reconstruction.float())
 
     def predict(self, image: Tensor, hidden: Hidden) -> Tensor:
         """See :meth:`MaskedMethod.predict`."""

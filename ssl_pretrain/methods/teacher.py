@@ -18,9 +18,13 @@ class Teacher(AveragedModel):
         self.requires_grad_(False)
 
     def follow(self, network: nn.Module, decay: float) -> None:
-        """Move towards a network: ``decay`` of the average is kept. What is no floating point number is copied."""
+        """Move towards a network: ``decay`` of the average is kept. What is no floating point number is copied.
+
+        The network may have more than the average, which goes by the names of parameters and buffers.
+        """
         # Not AveragedModel.update_parameters: it asks the GPU twice whether this is the first update.
-        pairs = list(zip(_tensors(self.module), _tensors(network), strict=True))
+        followed = _tensors(network)
+        pairs = [(tensor, followed[name]) for name, tensor in _tensors(self.module).items()]
         averaged, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
         get_ema_multi_avg_fn(decay)(list(averaged), list(current), None)  # type: ignore[no-untyped-call]
         for counter, value in pairs:
@@ -28,6 +32,6 @@ class Teacher(AveragedModel):
                 counter.copy_(value)
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, without gradient."""
-    return [t.detach() for t in (*module.parameters(), *module.buffers())]
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, without gradient."""
+    return {name: t.detach() for name, t in (*module.named_parameters(), *module.named_buffers())}

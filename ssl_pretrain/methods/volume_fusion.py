@@ -5,8 +5,9 @@ The only method here whose pretext task is a segmentation, so that the decoder l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class VolumeFusionConfig(OptimizerConfig, FusionConfig):
     Attributes:
         drop_path: rate in the blocks of a transformer while it is pretrained.
     """
+
+    published: ClassVar[Mapping[str, Any]] = {"rotation_p": 0.0, "scale_p": 0.0}
 
     drop_path: float = 0.2
 

@@ -271,6 +271,7 @@ def log_start(run: Run, checkpoint: Path | None) -> None:
     )
     for line in run.method.describe().splitlines():
         log.info("%s", line)
+    log.info("%s", config.recipe_text())
     recipe = run.method.recipe
     log.info(
         "%s, %s, peak learning rate %g, weight decay %g",

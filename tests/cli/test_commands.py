@@ -83,6 +83,34 @@ def test_flags_file_and_settings_meet_in_one_configuration(dataset, tmp_path):
     assert made.crops.oversample_foreground == 0.33
 
 
+def test_the_published_recipe_is_one_flag(dataset, tmp_path):
+    def made(*more: str):
+        return config_from(vars(build_parser().parse_args(["7", "3d_fullres", "0", "-recipe", "published", *more])))
+
+    assert (made().task.decoder, made().task.stages, made().crops.oversample_foreground) == ("spark", 5, 0.33)
+    assert made("-set", "stages=None", "-m", "SparK").task.stages is None
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(made().to_dict()))
+    assert made("-config", str(file)) == made()
+    file.write_text(json.dumps({**made().to_dict(), "recipe": "default"}))
+    with pytest.raises(ValueError, match="holds the settings of recipe default, which would all win over -recipe publ"):
+        made("-config", str(file))
+
+
+def test_a_run_from_before_there_were_recipes_is_continued(dataset, tmp_path, capsys):
+    settings = ["-set", "decoder=spark", "teacher=full"]
+    assert run(*settings) == 0
+    file = next(tmp_path.glob("results/*/*/fold_0/config.json"))
+    content = json.loads(file.read_text())
+    del content["recipe"], content["task"]["teacher"]
+    file.write_text(json.dumps(content))
+    assert main(["7", "3d_fullres", "0", "--c", "-device", "cpu"]) == 0
+    assert main(["7", "3d_fullres", "0", "--c", "-device", "cpu", "-set", "teacher=coarse"]) == 1
+    assert "with other settings: teacher was 'full', is 'coarse'" in capsys.readouterr().err
+    assert main(["7", "3d_fullres", "0", "--c", "-device", "cpu", "-recipe", "published"]) == 1
+    assert "recipe was 'default', is 'published'" in capsys.readouterr().err
+
+
 def test_continuing_takes_the_settings_of_the_run(dataset, capsys):
     assert run("-set", "mask_ratio=0.5") == 0
     assert main(["7", "3d_fullres", "0", "--c", "-device", "cpu"]) == 0

@@ -2,12 +2,15 @@ import numpy as np
 import pytest
 import torch
 from architectures import backbone
+from torch.nn.functional import avg_pool3d
 
-from ssl_pretrain.functional.losses import cell_errors
+from ssl_pretrain.functional.losses import cell_errors, cell_statistics
 from ssl_pretrain.functional.masking import count_hard, random_mask, sample_masks
-from ssl_pretrain.functional.patches import to_cells
+from ssl_pretrain.functional.patches import from_cells, to_cells
 from ssl_pretrain.functional.schedules import ema_decay
 from ssl_pretrain.methods import AnatoMask, AnatoMaskConfig, MethodSetup, RunLength
+from ssl_pretrain.methods.anatomask import COARSE_WEIGHT
+from ssl_pretrain.methods.masking import Hidden
 
 PATCH = (16, 16, 16)
 
@@ -15,7 +18,12 @@ PATCH = (16, 16, 16)
 def anatomask(epochs: int = 10, batch_size: int = 4, **config) -> AnatoMask:
     torch.manual_seed(0)
     setup = MethodSetup(backbone=backbone(), patch=PATCH, length=RunLength(epochs, 5, batch_size), seed=1)
-    return AnatoMask(AnatoMaskConfig(mask_cell=(4, 4, 4), **config), setup).train()
+    return AnatoMask(AnatoMaskConfig(**{"mask_cell": (4, 4, 4), **config}), setup).train()
+
+
+def coarse(**config) -> AnatoMask:
+    """Cells of 8 voxels per axis are rated at stride 2; those of 4 at the resolution of the image."""
+    return anatomask(mask_cell=(8, 8, 8), teacher="coarse", **config)
 
 
 def image(size: int = 2) -> torch.Tensor:
@@ -34,11 +42,13 @@ def at_epoch(method: AnatoMask, epoch: int, monkeypatch) -> None:
     monkeypatch.setattr(AnatoMask, "current_epoch", property(lambda self: epoch))
 
 
-def test_the_teacher_starts_as_the_student_and_gets_no_gradient():
-    method = anatomask()
-    for ours, theirs in zip(method.student.parameters(), method.teacher.module.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-        assert ours is not theirs
+@pytest.mark.parametrize("made", [anatomask, coarse])
+def test_the_teacher_starts_as_the_student_and_gets_no_gradient(made):
+    method = made()
+    ours = dict(method.student.named_parameters())
+    for name, theirs in method.teacher.module.named_parameters():
+        assert torch.equal(ours[name], theirs)
+        assert ours[name] is not theirs
         assert not theirs.requires_grad
     method({"image": image(), "case": ["a"], "index": [0]}, generator()).loss.backward()
     assert all(p.grad is None for p in method.teacher.parameters())
@@ -68,6 +78,70 @@ def test_difficulty_is_the_teachers_error_on_the_cells_of_one_random_mask():
     torch.testing.assert_close(rated[mask], errors[mask])
 
 
+def target_of(method: AnatoMask) -> torch.Tensor:
+    """The image, each cell normalised by its own mean and deviation."""
+    cells = to_cells(image(), method.cell)
+    mean, std = cell_statistics(cells)
+    return from_cells((cells - mean) / std, method.cell, method.grid)
+
+
+@pytest.mark.parametrize("kind", ["normalized", "intensity"])
+def test_a_coarse_rating_is_the_error_against_pooled_targets_and_what_the_pool_leaves_out(kind):
+    method = coarse(difficulty=kind)
+    rated = method.rate({"image": image()}, generators(2, 5))
+    mask = sample_masks(generators(2, 5), method.grid, method.masked, torch.device("cpu"))
+    with torch.no_grad():
+        predicted = method.teacher(image(), mask)
+    assert predicted.shape == (2, 1, 8, 8, 8)
+    target = target_of(method)
+    pooled = avg_pool3d(target, 2)
+    within = avg_pool3d(target.square(), 2) - pooled.square()
+    expected = to_cells((predicted - pooled).square() + within, (4, 4, 4)).mean(2)
+    if kind == "intensity":
+        expected = expected * cell_statistics(to_cells(image(), method.cell))[1].squeeze(2).square()
+    torch.testing.assert_close(rated.flatten(1)[mask.flatten(1)], expected[mask.flatten(1)])
+
+
+def test_a_coarse_teacher_is_a_full_one_where_its_level_is_the_finest():
+    one, other = anatomask(teacher="coarse"), anatomask(teacher="full")
+    assert list(one.state_dict()) == list(other.state_dict())
+    assert torch.equal(*(method.rate({"image": image()}, generators(2)) for method in (one, other)))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "difficulty", "level"),
+    [("auto", "intensity", 1), ("auto", "reference", 1), ("auto", "normalized", None), ("coarse", "normalized", 1)],
+)
+def test_the_teacher_is_coarse_where_that_ranks_alike(teacher, difficulty, level):
+    made = anatomask(mask_cell=(8, 8, 8), teacher=teacher, difficulty=difficulty)
+    assert made.student.decoder.coarse == level
+
+
+def test_a_coarse_teacher_has_nothing_finer_than_its_image():
+    method = coarse()
+    theirs, ours = (set(n.state_dict()) for n in (method.teacher.module, method.student))
+    assert theirs < ours
+    assert all(name.startswith(("decoder.blocks.1.", "decoder.head.", "densify.1.")) for name in ours - theirs)
+    costs = [made.multiply_adds()["teacher"] for made in (method, anatomask(mask_cell=(8, 8, 8), teacher="full"))]
+    assert costs[0] < costs[1] / 2
+
+
+def test_the_loss_is_that_of_the_fine_image_and_the_coarse_one_learns_pooled_targets(monkeypatch):
+    method = coarse()
+    mask = sample_masks(generators(2, 5), method.grid, method.masked, torch.device("cpu"))
+    monkeypatch.setattr(method, "choose", lambda batch, generator: Hidden(mask, method.masked))
+    loss = method({"image": image()}, generator()).loss
+    both = method.student.both(image(), mask)
+    hidden = mask.flatten(1)
+    cells = to_cells(image(), method.cell)
+    fine = cell_errors(to_cells(both[0], method.cell), cells)[hidden].mean()
+    torch.testing.assert_close(loss, fine)
+    pooled = to_cells((both[1] - avg_pool3d(target_of(method), 2)).square(), (4, 4, 4)).mean(2)[hidden].mean()
+    parameters = [p for p in method.student.parameters() if p.requires_grad]
+    ours, theirs = (torch.autograd.grad(value, parameters) for value in (loss, fine + COARSE_WEIGHT * pooled))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
 def test_more_teacher_masks_rate_more_cells():
     one, many = (anatomask(teacher_masks=k).rate({"image": image()}, generators(2)) for k in (1, 8))
     assert (one == -torch.inf).float().mean() == pytest.approx(0.4, abs=0.01)
@@ -83,9 +157,10 @@ def test_the_three_difficulties_differ():
     assert not torch.allclose(ratings[1], ratings[2])
 
 
+@pytest.mark.parametrize("made", [anatomask, coarse])
 @pytest.mark.parametrize("epoch", [0, 1, 5])
-def test_the_teacher_moves_by_one_minus_the_decay_buffers_included(epoch, monkeypatch):
-    method = anatomask(decoder_norm="batch")
+def test_the_teacher_moves_by_one_minus_the_decay_buffers_included(epoch, made, monkeypatch):
+    method = made(decoder_norm="batch")
     at_epoch(method, epoch, monkeypatch)
     before = {k: v.clone() for k, v in method.teacher.module.state_dict().items()}
     with torch.no_grad():

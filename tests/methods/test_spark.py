@@ -167,7 +167,7 @@ def test_decoder_geometry():
     assert decoder_strides([(4, 4, 4), (8, 8, 8)]) == [(2, 2, 2), (2, 2, 2), (2, 2, 2)]
     decoder = LightDecoder(8, strides, 1, "instance")
     maps = [torch.zeros(1, w, 2, *n) for w, n in zip([8, 8], [(2, 2), (2, 2)], strict=True)]
-    assert decoder(maps).shape == (1, 1, 8, 16, 16)
+    assert decoder(maps)[0].shape == (1, 1, 8, 16, 16)
 
 
 def test_published_decoder_shapes():
@@ -205,6 +205,10 @@ def test_impossible_settings_are_refused(config, message):
 def test_a_patch_the_network_cannot_halve_is_refused():
     with pytest.raises(ValueError, match=r"Patch size \(16, 18, 16\) is not divisible .* \(16, 20, 16\)"):
         SparK(SparKConfig(), MethodSetup(backbone=backbone(), patch=(16, 18, 16)))
+
+
+def test_more_stages_than_a_network_has_are_all_of_them():
+    assert [m.channels for m in spark(stages=9).student.maps] == [m.channels for m in spark().student.maps]
 
 
 def test_an_unknown_method_lists_the_known_ones():
