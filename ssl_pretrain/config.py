@@ -209,7 +209,7 @@ class PretrainConfig:
         Raises:
             ValueError, FileNotFoundError: the file is missing or wrong; names it.
         """
-        content = read_run(file)
+        content = read_settings(file)
         try:
             return cls.from_dict(content)
         except ValueError as error:
@@ -220,17 +220,6 @@ class PretrainConfig:
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         names = sorted(set(ours) | set(theirs))
         return {n: (ours.get(n), theirs.get(n)) for n in names if n not in MAY_CHANGE and ours.get(n) != theirs.get(n)}
-
-
-def read_run(file: Path) -> dict[str, Any]:
-    """The settings in the ``config.json`` of a run; those that there were not yet when it was written, as they were.
-
-    Raises:
-        ValueError, FileNotFoundError: the file is missing or wrong; names it.
-    """
-    content = read_settings(file)
-    formerly = find_method(str(content.get("method", PretrainConfig.method))).Config.formerly
-    return {**content, "task": {**formerly, **content["task"]}} if isinstance(content.get("task"), dict) else content
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:

@@ -177,7 +177,6 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
     Raises:
         ValueError, FileNotFoundError: bad values; says what is allowed.
     """
-    from ssl_pretrain.config import read_run
     from ssl_pretrain.files import read_settings
     from ssl_pretrain.training.run import resolve_folder
 
@@ -203,7 +202,7 @@ def config_from(given: dict[str, Any], method: str = "AnatoMask") -> PretrainCon
         stored = resolve_folder(config) / "config.json"
         if stored.is_file():
             # A continued run is what it was; only what is typed again counts as a wish.
-            content = read_run(stored)
+            content = read_settings(stored)
             if flags.get("method", content.get("method")) != content.get("method"):
                 raise ValueError(
                     f"{stored.parent} holds a run of {content.get('method')}, not of {flags['method']}. Continue "

@@ -38,23 +38,18 @@ class AnatoMaskConfig(SparKConfig):
         difficulty: what "hard" means: ``intensity`` (error after undoing the cell's normalisation), ``normalized`` (the
             training loss itself) or ``reference`` (what the published code computes).
         teacher: what the teacher reconstructs: the image at ``full`` resolution (published), or a ``coarse`` one, which
-            the decoder's finest blocks are not needed for; ``auto`` is coarse, but for ``difficulty=normalized``.
+            the decoder's finest blocks are not needed for.
         teacher_masks: random masks over which the teacher's difficulty is averaged.
         hard_share: share of the masked cells that are hard ones at the end of the run.
         ema_start: decay of the teacher at the start.
         ema_end: decay of the teacher from a quarter of the run on.
     """
 
-    published: ClassVar[Mapping[str, Any]] = {
-        **SparKConfig.published,
-        "difficulty": "reference",
-        "teacher": "full",
-    }
-    formerly: ClassVar[Mapping[str, Any]] = {"teacher": "full"}
+    published: ClassVar[Mapping[str, Any]] = {**SparKConfig.published, "difficulty": "reference"}
 
     lr: float | None = 1e-4
     difficulty: Difficulty = "intensity"
-    teacher: Literal["auto", "full", "coarse"] = "auto"
+    teacher: Literal["full", "coarse"] = "full"
     teacher_masks: int = 1
     hard_share: float = 0.5
     ema_start: float = 0.999
@@ -81,9 +76,7 @@ class AnatoMask(SparK):
     )
 
     def __init__(self, config: AnatoMaskConfig, setup: MethodSetup) -> None:
-        # Without the contrast of the cells there is too little left for a coarse image to rank them by.
-        chosen = "full" if config.difficulty == "normalized" else "coarse"
-        super().__init__(config, setup, coarse=(chosen if config.teacher == "auto" else config.teacher) == "coarse")
+        super().__init__(config, setup, coarse=config.teacher == "coarse")
         self.teacher = Teacher(self.student)
         self.networks()[1].cut()
 

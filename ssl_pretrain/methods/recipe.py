@@ -84,9 +84,6 @@ class OptimizerConfig:
     published: ClassVar[Mapping[str, Any]] = {}
     """Published values of settings of method and crops, where our defaults differ (``-recipe published``)."""
 
-    formerly: ClassVar[Mapping[str, Any]] = {}
-    """What runs did whose stored settings lack a field."""
-
     optimizer: Literal["auto", "adamw", "sgd"] = "auto"
     schedule: Literal["auto", "cosine", "poly"] = "auto"
     lr: float | None = None

@@ -110,9 +110,9 @@ def test_a_coarse_teacher_is_a_full_one_where_its_level_is_the_finest():
 
 @pytest.mark.parametrize(
     ("teacher", "difficulty", "level"),
-    [("auto", "intensity", 1), ("auto", "reference", 1), ("auto", "normalized", None), ("coarse", "normalized", 1)],
+    [("full", "intensity", None), ("coarse", "intensity", 1), ("coarse", "normalized", 1)],
 )
-def test_the_teacher_is_coarse_where_that_ranks_alike(teacher, difficulty, level):
+def test_the_teacher_is_coarse_where_that_is_asked_for(teacher, difficulty, level):
     made = anatomask(mask_cell=(8, 8, 8), teacher=teacher, difficulty=difficulty)
     assert made.student.decoder.coarse == level
 
