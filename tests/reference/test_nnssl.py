@@ -19,6 +19,7 @@ from ssl_pretrain.functional.losses import absolute_errors, masked_mean
 from ssl_pretrain.functional.masking import count_masked
 from ssl_pretrain.functional.patches import to_cells
 from ssl_pretrain.methods import METHODS, Method, MethodSetup, build_method
+from ssl_pretrain.methods.masking import Hidden
 from ssl_pretrain.networks import build_backbone
 
 RECORDED = json.loads(Path(__file__).with_name("nnssl.json").read_text(encoding="utf-8"))
@@ -79,7 +80,8 @@ def test_the_loss_of_mae_is_the_published_one(channels, monkeypatch):
     patch = (32, 32, 32)  # the network's; the loss has no opinion on it
     made = build("MAE", "ResEncL", patch, channels, settings=small, mask_cell=tuple(LOSS["cell"]))
     made.network = Said(volume(channels, **LOSS["prediction"]))
-    monkeypatch.setattr(made, "draw_mask", lambda *_: masked_cells()[:, None])
+    mask = masked_cells()
+    monkeypatch.setattr(made, "choose", lambda *_: Hidden(mask, int(mask[0].sum())))
     image = volume(channels, **LOSS["target"])
     loss = made({"image": image, "case": ["a", "b"], "index": list(range(2))}, torch.Generator()).loss
     # There, the sum over channels is divided by the voxels of a single one; all runs had one. Ours is a mean.
