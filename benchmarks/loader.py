@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import provenance, timed, write
 from benchmarks.loader_parts import memory_growth, nnunet_loader, start_up, write_volumes
-from benchmarks.loader_views import VIEWS, compare_views, show_views
+from benchmarks.loader_views import compare_views, show_views
 from ssl_pretrain.allocator import keep_freed_memory
 from ssl_pretrain.data.batches import assemble
 from ssl_pretrain.data.cases import Cases
@@ -44,6 +44,7 @@ from ssl_pretrain.data.pool import CasePool
 from ssl_pretrain.data.spatial import CropConfig
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.functional.views import Views
+from ssl_pretrain.methods import METHODS
 from ssl_pretrain.report.tables import format_table
 
 SIDES = ("nnU-Net", "loader", "device")
@@ -195,7 +196,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--volumes", type=int, default=2, help="made with --synthetic")
     parser.add_argument("--memory", type=int, metavar="BATCHES")
-    parser.add_argument("--method", nargs="*", metavar="METHOD", choices=VIEWS, help="views; of all methods by default")
+    parser.add_argument(
+        "--method", nargs="*", metavar="METHOD", choices=list(METHODS), help="views; of all methods by default"
+    )
     parser.add_argument("--views", action="store_true", help="samples of two overlapping crops")
     parser.add_argument("--workers", type=int, default=2, help="processes, with --memory")
     parser.add_argument("--seed", type=int, default=0)

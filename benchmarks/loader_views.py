@@ -6,53 +6,44 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from ssl_pretrain.functional.fusion import fuse
-from ssl_pretrain.functional.genesis import apply_flips, corrupt, draw_flips
-from ssl_pretrain.functional.geometry import Triple, grid_of
-from ssl_pretrain.functional.masking import count_masked, random_mask
-from ssl_pretrain.methods import METHODS, ModelsGenesisConfig, VolumeFusionConfig
-from ssl_pretrain.methods.masking import hide
-from ssl_pretrain.methods.volume_fusion import halves
+from benchmarks.common import build_network
+from ssl_pretrain.functional.geometry import Triple, as_triple
+from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, build_method
+from ssl_pretrain.networks.registry import NETWORKS, PLANNED
 from ssl_pretrain.report.tables import format_table
 
-View = Callable[[Tensor, int], Any]
-"""What a method makes of a batch of crops (B, C, D, H, W), with a seed."""
 
-CELL: Triple = (16, 16, 16)
-RATIO = 0.75
+class Reached(Exception):  # noqa: N818 - no error: it ends what is timed
+    """The method called its network, or a teacher."""
 
 
-def corrupted(crops: Tensor, seed: int) -> Tensor:
-    """Models Genesis: flipped and corrupted."""
-    host, config = np.random.default_rng(seed), ModelsGenesisConfig()
-    return corrupt(apply_flips(crops, draw_flips(len(crops), host, config)), host, config)
+def ready_method(name: str, channels: int, patch: Triple) -> Method:
+    """A method that comes to an end where it calls its network or a teacher, on the first network it goes with."""
+    network = next(other for other, row in NETWORKS.items() if other != PLANNED and METHODS[name].goes_with(row.offers))
+    setup = MethodSetup(backbone=build_network(network, channels, patch), patch=patch)
+    method = build_method(name, METHODS[name].Config(), setup).train()
+
+    def stop(*_: Any) -> NoReturn:
+        raise Reached
+
+    for module in (method.trained, *(teacher for teacher, *_ in method.teachers())):
+        module.register_forward_pre_hook(stop)
+    return method
 
 
-def fused(crops: Tensor, seed: int) -> Any:
-    """VolumeFusion: two crops become one, and its labels; of an odd number the last one stays alone."""
-    return fuse(*halves(crops[: len(crops) // 2 * 2]), np.random.default_rng(seed), VolumeFusionConfig())
-
-
-def masked(crops: Tensor, seed: int) -> Tensor:
-    """A mask is drawn and masked cells are set to 0. What AnatoMask's teacher computes is no view."""
-    d, h, w = crops.shape[2:]
-    grid = grid_of((d, h, w), CELL)
-    count = count_masked(grid[0] * grid[1] * grid[2], RATIO)
-    return hide(crops, random_mask(len(crops), grid, count, torch.Generator().manual_seed(seed)))
-
-
-VIEWS: dict[str, View] = {
-    "ModelsGenesis": corrupted,
-    "VolumeFusion": fused,
-    **dict.fromkeys((name for name in METHODS if hasattr(METHODS[name].Config(), "mask_ratio")), masked),
-}
+def prepare_crops(method: Method, batch: Batch, seed: int) -> None:
+    """What a method does to the crops of a batch before its network; crops that make no whole sample are left out."""
+    count = method.sample_views.count
+    whole: Any = {key: value[: len(value) // count * count] for key, value in batch.items()}
+    with suppress(Reached):
+        method(whole, torch.Generator().manual_seed(seed))
+        raise AssertionError(f"{type(method).__name__} never called its network")
 
 
 def compare_views(read: Callable[[], Any], load: Callable[[], Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -61,10 +52,12 @@ def compare_views(read: Callable[[], Any], load: Callable[[], Any], args: argpar
     Args:
         read: makes a batch of which rotated and scaled crops are read and not finished.
         load: makes the same batch, finished.
-        args: batch, batches and rounds; methods.
+        args: patch, batch, batches and rounds; methods.
     """
-    views = {name: VIEWS[name] for name in args.method or VIEWS}
-    names = ("reading", "loader", *views)
+    batch = load()
+    patch = as_triple(args.patch, "--patch")
+    methods = {name: ready_method(name, batch["image"].shape[1], patch) for name in args.method or METHODS}
+    names = ("reading", "loader", *methods)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-1, args.rounds):
         total = dict.fromkeys(names, 0.0)
@@ -73,8 +66,8 @@ def compare_views(read: Callable[[], Any], load: Callable[[], Any], args: argpar
             taken, batch = _core_time(load)
             total["loader"] += taken
             seed = max(number, 0) * args.batches + i
-            for name, view in views.items():
-                total[name] += _core_time(partial(view, batch["image"], seed))[0]
+            for name, method in methods.items():
+                total[name] += _core_time(partial(prepare_crops, method, batch, seed))[0]
         for name in names if number >= 0 else ():
             seconds[name].append(total[name] / args.batches / args.batch)
     typical = {name: statistics.median(times) for name, times in seconds.items()}

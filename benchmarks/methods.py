@@ -50,9 +50,11 @@ def build(method: str, network: str, args: argparse.Namespace) -> Method | None:
 
 def batch_of(method: Method, args: argparse.Namespace) -> Batch:
     """Crops of one batch of the method."""
-    count = args.batch * method.sample_views.count
-    image = torch.randn(count, args.channels, *method.patch, device=args.device)
-    return {"image": image, "case": ["made"] * count, "index": list(range(count))}
+    views = method.sample_views
+    count = args.batch * views.count
+    image = torch.randn(count, args.channels, *(views.size or method.patch), device=args.device)
+    rows = [number // views.count for number in range(count)]
+    return {"image": image, "case": [str(row) for row in rows], "row": rows, "index": list(range(count))}
 
 
 def step_of(method: Method, args: argparse.Namespace) -> Callable[[], None]:
