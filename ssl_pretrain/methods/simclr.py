@@ -118,10 +118,11 @@ class SimCLR(Method):
         """NT-Xent over the views of all processes."""
         embedded = self.embed(self.augmented(batch, generator) if self.training else batch["image"])
         everyone, first = self.gather(embedded)
-        cases, _ = self.gather(hand_over(torch.tensor(batch["row"]), embedded.device))
         # Where all crops are of one case, they are all that there is to be told from.
         alone = len(everyone) == len(embedded) and len(set(batch["row"])) == 1
-        others = None if alone or self.config.same_image == "negative" else cases
+        others = None
+        if self.config.same_image == "exclude" and not alone:
+            others, _ = self.gather(hand_over(torch.tensor(batch["row"]), embedded.device))
         # The two views of a sample come one after the other: 0 and 1, 2 and 3.
         partner = torch.arange(first, first + len(embedded), device=embedded.device) ^ 1
         return Output(nt_xent(embedded, everyone, first, partner, self.config.temperature, others), {})
