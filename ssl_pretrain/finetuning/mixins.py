@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ssl_pretrain.finetuning.names import TrainerName
@@ -31,7 +31,8 @@ class CourseLR(LRScheduler):
     """The learning rates of a course, as a scheduler that nnU-Net steps at the beginning of every epoch.
 
     They depend on the epoch alone, so a resumed run needs nothing but its epoch: ``step(epoch)`` as nnU-Net calls it
-    sets that epoch's rates, ``step()`` goes on to the next one.
+    sets that epoch's rates, ``step()`` goes on to the next one. A warm-up also rises within an epoch (:meth:`rise`):
+    that of a short run is a single epoch, which would begin at the peak.
 
     Args:
         optimizer: a group's rate is that of the course times the group's factor, if it has one.
@@ -40,18 +41,23 @@ class CourseLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, course: Course, peak: float) -> None:
-        self.course, self.peak = course, peak
+        self.course, self.peak, self.done = course, peak, 1.0
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
         """Return the rate of the current epoch for every parameter group."""
-        rate = self.course.rate(self.last_epoch, self.peak)
+        rate = self.course.rate(self.last_epoch, self.peak, self.done)
         return [rate * group.get(FACTOR, 1.0) for group in self.optimizer.param_groups]
 
     def step(self, epoch: int | None = None) -> None:
         """Set the rates of ``epoch``, or of the next one."""
         # PyTorch's own step() warns about a given epoch and about being called before the optimiser; nnU-Net does both.
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        self.rise(1.0)
+
+    def rise(self, done: float) -> None:
+        """Set the rates of the current epoch when so much of its steps is done, the one that comes included."""
+        self.done = done
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
@@ -115,7 +121,9 @@ class FineTuningMixin(PretrainedWeightsMixin):
     # Set by nnU-Net's trainer.
     network: nn.Module
     optimizer: Optimizer
+    lr_scheduler: CourseLR
     current_epoch: int
+    num_iterations_per_epoch: int
     num_epochs: int
     print_to_log_file: Callable[..., None]
 
@@ -133,6 +141,7 @@ class FineTuningMixin(PretrainedWeightsMixin):
         self.enable_deep_supervision = self.deep_supervision
         self.num_epochs = self.setting.epochs_or_default
         self.phase: Phase | None = None
+        self.steps = 0
 
     @property
     def schedule(self) -> Schedule:
@@ -150,7 +159,10 @@ class FineTuningMixin(PretrainedWeightsMixin):
         return optimizer, CourseLR(optimizer, self.course, self.initial_lr)
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """Return nnU-Net's SGD for groups of parameters."""
+        """Return nnU-Net's SGD for groups of parameters, or AdamW where the name says so."""
+        named = self.setting.optimizer
+        if named is not None and named.kind == "adamw":
+            return AdamW(groups, self.initial_lr, weight_decay=self.weight_decay)
         return SGD(groups, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -185,6 +197,7 @@ class FineTuningMixin(PretrainedWeightsMixin):
         course = self.course
         begins = course.phase(self.current_epoch) != self.phase
         self.phase = course.phase(self.current_epoch)
+        self.steps = 0
         if begins:
             self._freeze(self.phase)
         super().on_train_epoch_start()  # type: ignore[misc]
@@ -192,6 +205,12 @@ class FineTuningMixin(PretrainedWeightsMixin):
             number, count = course.phases.index(self.phase) + 1, len(course.phases)
             name, start, end, _ = self.phase
             self.print_to_log_file(f"Phase {number} of {count}: {name}, epochs {start} to {end - 1}")
+
+    def train_step(self, batch: dict[str, Any]) -> Any:
+        """One step, at the rate that a warm-up has reached."""
+        self.steps += 1
+        self.lr_scheduler.rise(self.steps / self.num_iterations_per_epoch)
+        return super().train_step(batch)  # type: ignore[misc]
 
     def _freeze(self, phase: Phase) -> None:
         if not self.schedule.freezes:

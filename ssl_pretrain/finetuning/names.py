@@ -11,7 +11,7 @@ from ssl_pretrain.finetuning.schedules import Schedule, course_of
 from ssl_pretrain.networks.primus import PRIMUS_SIZES
 from ssl_pretrain.networks.stunet import STUNET_SIZES
 
-PATTERN = "<Network>Trainer[_<size>]_<ft|scratch>[_<N>ep][_<schedule>]"
+PATTERN = "<Network>Trainer[_<size>]_<ft|scratch>[_<N>ep][_<schedule>][_<optimizer><rate>]"
 
 EPOCHS = 1000
 """Epochs of a name that does not say how many: nnU-Net's."""
@@ -52,12 +52,26 @@ SCHEDULES = {
     "llrd<γ>": "learning rate times γ for every layer between the decoder and a layer of the encoder; else as warmup",  # noqa: RUF001
 }
 
+OPTIMIZERS = ("sgd", "adamw")
+
 SHORT = {
     "STUNetTrainer": "STUNetTrainer_base_scratch",
     **{f"STUNetTrainer_{size}": f"STUNetTrainer_{size}_scratch" for size in STUNET_SIZES},
     "UNETRTrainer": "UNETRTrainer_ft",
 }
 """Names that are older than the grammar, which checkpoints have -> what they mean."""
+
+
+class OptimizerName(NamedTuple):
+    """An optimiser as a name says it: ``adamw0.003``.
+
+    Attributes:
+        kind: one of :data:`OPTIMIZERS`.
+        rate: the highest learning rate.
+    """
+
+    kind: str
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,7 @@ class TrainerName:
         size: of the network; None for that of the plans.
         epochs: of the run; None for nnU-Net's 1000.
         schedule: None for that of the family.
+        optimizer: with its highest learning rate; None for those of the family.
 
     Raises:
         ValueError: too few epochs for the schedule.
@@ -80,6 +95,7 @@ class TrainerName:
     size: str | None = None
     epochs: int | None = None
     schedule: Schedule | None = None
+    optimizer: OptimizerName | None = None
 
     def __post_init__(self) -> None:
         course_of(self.schedule_or_default, self.epochs_or_default)
@@ -101,7 +117,8 @@ class TrainerName:
             self.size,
             "ft" if self.pretrained else "scratch",
             f"{self.epochs}ep" if self.epochs is not None else None,
-            _written(self.schedule) if self.schedule is not None else None,
+            self.schedule.kind + _decimal(self.schedule.value) if self.schedule is not None else None,
+            self.optimizer.kind + _decimal(self.optimizer.rate) if self.optimizer is not None else None,
         ]
         return "_".join(part for part in parts if part is not None)
 
@@ -132,9 +149,10 @@ def parse_trainer_name(name: str) -> TrainerName | None:
     epochs = _take(parts, r"[1-9][0-9]{0,5}ep", lambda part: int(part[:-2]))
     try:
         schedule = _take(parts, r"default|warmup|sawtooth|(frozen|llrd).*", _read)
+        optimizer = _take(parts, f"({'|'.join(OPTIMIZERS)}).*", _read_optimizer)
         if parts:
             raise ValueError(f"{parts[0]!r} is unknown, or not in its place")
-        return TrainerName(family, pretrained, size, epochs, schedule)
+        return TrainerName(family, pretrained, size, epochs, schedule, optimizer)
     except ValueError as error:
         raise _refused(name, str(error).rstrip(".")) from error
 
@@ -147,7 +165,8 @@ def grammar() -> str:
     )
     return (
         f"Names are {PATTERN} with <Network> one of {networks}; <N> epochs, {EPOCHS} if left out; <schedule> one of "
-        f"{', '.join(SCHEDULES)} with 0 < γ < 1. For example ResEncTrainer_ft_150ep_sawtooth."  # noqa: RUF001
+        f"{', '.join(SCHEDULES)} with 0 < γ < 1; <optimizer> one of {', '.join(OPTIMIZERS)} with its highest learning "  # noqa: RUF001
+        "rate. For example ResEncTrainer_ft_150ep_sawtooth or ResEncTrainer_ft_30ep_adamw0.003."
     )
 
 
@@ -169,9 +188,16 @@ def _read(part: str) -> Schedule:
     return Schedule(kind, float(part[len(kind) :] or 0))
 
 
-def _written(schedule: Schedule) -> str:
-    number = f"{schedule.value:.6f}".rstrip("0").rstrip(".") if schedule.value else ""
-    return schedule.kind + number
+def _read_optimizer(part: str) -> OptimizerName:
+    kind = part.rstrip("0123456789.")
+    if not re.fullmatch(r"0\.[0-9]{0,7}[1-9]", part[len(kind) :]):
+        raise ValueError(f"{part!r} does not say with which learning rate between 0 and 1, such as {kind}0.003")
+    return OptimizerName(kind, float(part[len(kind) :]))
+
+
+def _decimal(value: float) -> str:
+    """A number as a name has it; nothing for 0."""
+    return f"{value:.8f}".rstrip("0").rstrip(".") if value else ""
 
 
 def _instead(parts: list[str], expected: str) -> str:

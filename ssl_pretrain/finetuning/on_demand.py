@@ -49,6 +49,6 @@ def make_trainer(base: type[FineTuningMixin], name: str, setting: TrainerName, m
         "__doc__": f"{FAMILIES[setting.family].network}: {setting}.",
         "setting": setting,
         "size": setting.size,
-        "learning_rate": base.peak_rates[0 if setting.pretrained else 1],
+        "learning_rate": setting.optimizer.rate if setting.optimizer else base.peak_rates[not setting.pretrained],
     }
     return type(name, (base,), about)

@@ -87,14 +87,21 @@ class Course:
     teeth: tuple[Tooth, ...]
     frozen: int = 0
 
-    def rate(self, epoch: int, peak: float) -> float:
-        """The learning rate of an epoch, counted from 0: linear up to ``peak``, polynomial down to 0."""
+    def rate(self, epoch: int, peak: float, done: float = 1.0) -> float:
+        """The learning rate of an epoch, counted from 0: linear up to ``peak``, polynomial down to 0.
+
+        Args:
+            epoch: counted from 0.
+            peak: the highest rate.
+            done: share of the epoch's steps, the current one included, that a warm-up has come to. Nothing else changes
+                within an epoch.
+        """
         if epoch >= self.epochs:
             return 0.0
         tooth = next(tooth for tooth in self.teeth if tooth.start <= epoch < tooth.end)
         length = tooth.end - tooth.start
         if tooth.rises:
-            return peak * (epoch - tooth.start + 1) / length
+            return peak * (epoch - tooth.start + done) / length
         return float(peak * (1 - (epoch - tooth.start) / length) ** EXPONENT)
 
     @property

@@ -32,10 +32,14 @@ class TransformerMixin(FineTuningMixin):
     device: torch.device
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """Return AdamW, which clips gradients before each step."""
+        """Return AdamW, or SGD where the name says so; it clips gradients before each step."""
         parameters = [p for group in groups for p in group["params"]]
         fused = self.device.type in ("cpu", "cuda")
-        optimizer = AdamW(groups, self.initial_lr, self.betas, weight_decay=self.weight_decay, fused=fused)
+        named = self.setting.optimizer
+        if named is not None and named.kind == "sgd":
+            optimizer = super().build_optimizer(groups)
+        else:
+            optimizer = AdamW(groups, self.initial_lr, self.betas, weight_decay=self.weight_decay, fused=fused)
         # nnU-Net's step unscales gradients and clips them at 12; clipping once more there leaves that step as it is.
         optimizer.register_step_pre_hook(lambda *_: _clip(parameters))
         return optimizer

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from ssl_pretrain.finetuning.names import FAMILIES, PATTERN, SCHEDULES, SHORT, TrainerName, grammar, parse_trainer_name
+from ssl_pretrain.finetuning.names import (
+    FAMILIES,
+    OPTIMIZERS,
+    PATTERN,
+    SCHEDULES,
+    SHORT,
+    OptimizerName,
+    TrainerName,
+    grammar,
+    parse_trainer_name,
+)
 from ssl_pretrain.finetuning.schedules import KINDS, Schedule, course_of
 from ssl_pretrain.networks.registry import NETWORKS, PLANNED, trainer_of
 
@@ -22,21 +32,30 @@ WRITTEN = {
     "llrd0.9": Schedule("llrd", 0.9),
     "llrd0.000001": Schedule("llrd", 0.000001),
 }
+OPTIMIZERS_WRITTEN = {
+    None: None,
+    "sgd0.01": OptimizerName("sgd", 0.01),
+    "adamw0.003": OptimizerName("adamw", 0.003),
+    "adamw0.00000001": OptimizerName("adamw", 1e-8),
+}
 PAGE = REPOSITORY / "documentation" / "how-to" / "schedules.md"
 
 
 def every_name():
     for family, known in FAMILIES.items():
         sizes = known.sizes if known.sized else (None, *known.sizes)
-        for size, kind, epochs, schedule in itertools.product(sizes, ("ft", "scratch"), (None, 20, 150), WRITTEN):
-            parts = (f"{family}Trainer", size, kind, f"{epochs}ep" if epochs else None, schedule)
+        kinds = ("ft", "scratch")
+        choices = itertools.product(sizes, kinds, (None, 20, 150), WRITTEN, OPTIMIZERS_WRITTEN)
+        for size, kind, epochs, schedule, optimizer in choices:
+            parts = (f"{family}Trainer", size, kind, f"{epochs}ep" if epochs else None, schedule, optimizer)
             name = "_".join(part for part in parts if part is not None)
-            yield name, TrainerName(family, kind == "ft", size, epochs, WRITTEN[schedule])
+            meant = (WRITTEN[schedule], OPTIMIZERS_WRITTEN[optimizer])
+            yield name, TrainerName(family, kind == "ft", size, epochs, *meant)
 
 
 def test_every_valid_combination_is_read_and_written():
     names = dict(every_name())
-    assert len(names) == (1 + 4 + 5 + 1) * 2 * 3 * len(WRITTEN)
+    assert len(names) == (1 + 4 + 5 + 1) * 2 * 3 * len(WRITTEN) * len(OPTIMIZERS_WRITTEN)
     for name, setting in names.items():
         assert parse_trainer_name(name) == setting
         assert str(setting) == name
@@ -95,6 +114,10 @@ def test_names_of_others_are_left_alone(name):
         ("ResEncTrainer_ft_llrd", "'llrd' does not say by which factor between 0 and 1, such as llrd0.75"),
         ("ResEncTrainer_ft_llrd1.5", "'llrd1.5' does not say by which factor"),
         ("ResEncTrainer_ft_llrd0.750", "'llrd0.750' does not say by which factor"),
+        ("ResEncTrainer_ft_adamw", "'adamw' does not say with which learning rate between 0 and 1, such as adamw0.003"),
+        ("ResEncTrainer_ft_sgd1e-3", "'sgd1e-3' does not say with which learning rate"),
+        ("ResEncTrainer_ft_adamw0.0030", "'adamw0.0030' does not say with which learning rate"),
+        ("ResEncTrainer_ft_adamw0.003_warmup", "'warmup' is unknown, or not in its place"),
         ("ResEncTrainer_ft_10ep_frozen20", "freezes the encoder for 20 epochs, and the run has 10"),
         ("ResEncTrainer_ft_3ep_sawtooth", "needs at least 4 epochs, but the run has 3"),
     ],
@@ -112,7 +135,7 @@ def test_an_unknown_part_is_refused_with_the_grammar(name, reason):
 def test_the_grammar_names_everything():
     line = grammar()
     assert PATTERN in line
-    assert all(part in line for part in (*FAMILIES, *SCHEDULES))
+    assert all(part in line for part in (*FAMILIES, *SCHEDULES, *OPTIMIZERS))
     assert all("|".join(known.sizes) in line for known in FAMILIES.values())
     assert re.findall(r"^[a-z]+", " ".join(SCHEDULES)) == ["default"]
     assert [re.match(r"[a-z]+", schedule)[0] for schedule in SCHEDULES] == list(KINDS)
@@ -130,6 +153,7 @@ def test_the_page_has_the_grammar_and_a_row_for_every_network_and_schedule():
         )
     for schedule, meaning in SCHEDULES.items():
         assert f"| `{schedule}` | {meaning} |" in text
+    assert all(f"`{optimizer}<rate>`" in text for optimizer in OPTIMIZERS)
 
 
 def test_the_pages_lengths_are_those_that_are_run():

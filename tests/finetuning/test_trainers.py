@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_trainers import NETWORKS, PATCH, find, log, maker, run_epochs
+from made_trainers import NETWORKS, PATCH, batch, find, log, maker, run_epochs
 from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -121,6 +121,33 @@ def test_resenc_trains_the_network_of_the_plans_with_warmup(make, network):
         trainer.current_epoch = epoch
         trainer.on_train_epoch_start()
         assert group["lr"] == course_of(Schedule("warmup"), 1000).rate(epoch, 1e-3)
+
+
+@pytest.mark.parametrize("network", ["plain", "Primus"])
+@pytest.mark.parametrize(
+    ("part", "kind", "rate"), [("adamw0.003", torch.optim.AdamW, 3e-3), ("sgd0.02", torch.optim.SGD, 2e-2)]
+)
+def test_a_name_may_choose_the_optimiser_and_its_rate(make, network, part, kind, rate):
+    trainer = make(f"{NETWORKS[network][0]}_scratch_20ep_{part}", network)
+    trainer.initialize()
+    assert type(trainer.optimizer) is kind
+    assert trainer.initial_lr == trainer.lr_scheduler.peak == rate
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == trainer.decay
+
+
+def test_the_rate_of_a_warmup_rises_with_every_step_and_that_of_a_decay_with_every_epoch(make):
+    trainer = make("ResEncTrainer_ft_20ep_adamw0.003")
+    trainer.initialize()
+    trainer.num_iterations_per_epoch = 4
+    rates = []
+    for epoch in range(3):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        for step in range(4):
+            trainer.train_step(batch(trainer, step))
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[:4] == pytest.approx([3e-3 * share for share in (0.25, 0.5, 0.75, 1.0)])
+    assert rates[4:] == [*[3e-3] * 4, *[pytest.approx(3e-3 * (18 / 19) ** 0.9)] * 4]
 
 
 @pytest.mark.parametrize("network", LAYERS)
