@@ -84,7 +84,7 @@ class Packing:
         """
         halo = self._halo(self.cell_of(packed), low, high)
         rows = to_rows(packed).index_select(0, halo.rows)
-        return _from_rows(rows.masked_fill_(halo.absent, 0.0), self.batch * self.count, halo.shape)
+        return from_rows(rows.masked_fill_(halo.absent, 0.0), self.batch * self.count, halo.shape)
 
     def _halo(self, cell: Triple, low: Triple, high: Triple) -> Halo:
         key = (cell, low, high)
@@ -158,7 +158,7 @@ def to_rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
 
 
-def _from_rows(rows: Tensor, samples: int, shape: Triple) -> Tensor:
+def from_rows(rows: Tensor, samples: int, shape: Triple) -> Tensor:
     """(B·D·H·W, C) -> (B, C, D, H, W) in ``channels_last_3d``, without a copy."""
     return rows.view(samples, *shape, rows.shape[1]).permute(0, 4, 1, 2, 3)
 
