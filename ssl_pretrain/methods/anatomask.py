@@ -38,18 +38,20 @@ class AnatoMaskConfig(SparKConfig):
         difficulty: what "hard" means: ``intensity`` (error after undoing the cell's normalisation), ``normalized`` (the
             training loss itself) or ``reference`` (what the published code computes).
         teacher: what the teacher reconstructs: the image at ``full`` resolution (published), or a ``coarse`` one, which
-            the decoder's finest blocks are not needed for.
+            the decoder's finest blocks are not needed for. ``auto`` is coarse where that ranks cells as the full one
+            does, with ``difficulty=intensity``.
         teacher_masks: random masks over which the teacher's difficulty is averaged.
         hard_share: share of the masked cells that are hard ones at the end of the run.
         ema_start: decay of the teacher at the start.
         ema_end: decay of the teacher from a quarter of the run on.
     """
 
-    published: ClassVar[Mapping[str, Any]] = {**SparKConfig.published, "difficulty": "reference"}
+    published: ClassVar[Mapping[str, Any]] = {**SparKConfig.published, "difficulty": "reference", "teacher": "full"}
+    older: ClassVar[Mapping[str, Any]] = {"teacher": "full"}
 
     lr: float | None = 1e-4
     difficulty: Difficulty = "intensity"
-    teacher: Literal["full", "coarse"] = "full"
+    teacher: Literal["auto", "full", "coarse"] = "auto"
     teacher_masks: int = 1
     hard_share: float = 0.5
     ema_start: float = 0.999
@@ -62,6 +64,11 @@ class AnatoMaskConfig(SparKConfig):
         for name in ("hard_share", "ema_start", "ema_end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
+
+    @property
+    def has_coarse_teacher(self) -> bool:
+        """Whether the teacher reconstructs a coarse image; one that ranks as the full one does, by default."""
+        return self.teacher == "coarse" or (self.teacher == "auto" and self.difficulty == "intensity")
 
 
 class AnatoMask(SparK):
@@ -76,7 +83,7 @@ class AnatoMask(SparK):
     )
 
     def __init__(self, config: AnatoMaskConfig, setup: MethodSetup) -> None:
-        super().__init__(config, setup, coarse=config.teacher == "coarse")
+        super().__init__(config, setup, coarse=config.has_coarse_teacher)
         self.teacher = Teacher(self.student)
         self.networks()[1].cut()
 
