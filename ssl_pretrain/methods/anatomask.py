@@ -95,8 +95,13 @@ class AnatoMask(SparK):
         if self.student.decoder.coarse is None or not self.training:
             return super().forward(batch, generator)
         hidden = self.choose(batch, generator)
-        both = self.student.both(batch["image"], hidden.mask, prod(self.grid) - hidden.masked)
-        fine, coarse = (self.loss_of(self.cells_of(cast("Tensor", image)), batch, hidden) for image in both)
+        both = self.student.both(batch["image"], hidden.mask, prod(self.grid) - hidden.masked, hidden.decoded)
+        # The coarse image is whole, so that its head learns from all masked cells.
+        asked = (hidden, hidden._replace(decoded=None))
+        fine, coarse = (
+            self.loss_of(self.cells_of(cast("Tensor", image)), batch, cells)
+            for image, cells in zip(both, asked, strict=True)
+        )
         return Output(fine + COARSE_WEIGHT * (coarse - coarse.detach()), self.log_values(hidden))
 
     def cells_of(self, reconstruction: Tensor) -> Tensor:
@@ -117,7 +122,9 @@ class AnatoMask(SparK):
 
         In validation the mask is random, so that the loss of different epochs is comparable.
         """
-        return self.choose_guided(batch, generator) if self.training else super().choose(batch, generator)
+        if not self.training:
+            return super().choose(batch, generator)
+        return self.thinned(self.choose_guided(batch, generator), batch, generator)
 
     def choose_guided(self, batch: Batch, generator: torch.Generator) -> Hidden:
         """The hardest cells of the teacher for certain, the rest at random: mask and its reason."""
