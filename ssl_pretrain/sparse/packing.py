@@ -103,7 +103,7 @@ class Packing:
             self.cache[key] = self._find_windows(size, low, high)
         rows, absent, shape = cast("Halo", self.cache[key])
         found = to_rows(volume).index_select(0, rows).masked_fill(absent, 0.0)
-        return _from_rows(found, self.batch * self.count, shape)
+        return from_rows(found, self.batch * self.count, shape)
 
     def _find_windows(self, size: Triple, low: Triple, high: Triple) -> Halo:
         """For every voxel of every window its row among those of the volume."""
