@@ -107,7 +107,7 @@ class StudySettings:
         if self.probe < 0:
             raise ValueError(f"-probe is a number of optimiser steps, got {self.probe}.")
         if unnamed := [text for text in self.primary if not all(text.rpartition("@")[::2])]:
-            raise ValueError(f"-primary is an arm and its training cases, such as MAE@4, got {unnamed[0]!r}.")
+            raise ValueError(f"-primary is ARM@CASES, an arm and its training cases, got {unnamed[0]!r}.")
         if wrong_cases := [n for n in self.cases if n < 1]:
             raise ValueError(f"-cases must be at least 1, got {wrong_cases[0]}.")
         wrong_folds = [f for f in self.folds if f < 0]

@@ -95,7 +95,7 @@ def test_settings_survive_json():
         ({"device": "tpu"}, "-device must be one of cuda, cpu, mps, got 'tpu'"),
         ({"curve": (0.0, 0.5)}, r"-curve are shares of the optimiser steps in \(0, 1\], got 0"),
         ({"probe": -1}, "-probe is a number of optimiser steps, got -1"),
-        ({"primary": ("MAE",)}, "-primary is an arm and its training cases, such as MAE@4, got 'MAE'"),
+        ({"primary": ("MAE",)}, "-primary is ARM@CASES, an arm and its training cases, got 'MAE'"),
         ({"collapsed_below": 1.0}, r"-collapsed_below is a share in \[0, 1\), got 1"),
     ],
 )
