@@ -32,7 +32,7 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Course:
+class Noted:
     """What a study saw before the end of its runs, as rows of tables; each list is empty where nothing was asked for.
 
     Attributes:
@@ -50,7 +50,7 @@ class Course:
     movement: Rows
 
 
-def course_of(study: Study, found: Sequence[Outcome], collapsed: Collection[str]) -> Course:
+def noted_of(study: Study, found: Sequence[Outcome], collapsed: Collection[str]) -> Noted:
     """Gather what runs that are done have noted on their way.
 
     Args:
@@ -58,7 +58,7 @@ def course_of(study: Study, found: Sequence[Outcome], collapsed: Collection[str]
         found: what became of them.
         collapsed: names of the runs that have collapsed.
     """
-    course = Course([], [], [], [], [])
+    noted = Noted([], [], [], [], [])
     for size in study.sizes:
         done = [o for o in at_size(found, size) if o.status == "done"]
         for name, arms in groups_of(study.arms).items():
@@ -72,13 +72,13 @@ def course_of(study: Study, found: Sequence[Outcome], collapsed: Collection[str]
             if pairs:
                 points, area, reach = _curves(pairs)
                 primary = {"primary": (name, size.label) in study.primary}
-                course.points.extend({**keys, **primary, **row} for row in points)
-                course.areas.append({**keys, **primary, **area, "runs": len(own)})
-                course.areas[-1]["collapsed"] = sum(o.run.name in collapsed for o in own)
-                course.reach.extend({**keys, **primary, **row} for row in reach)
-            course.probes.extend(_probe(keys, own, pairs_of(done, names, baseline) if baseline else []))
-            course.movement.extend({**keys, **row} for row in _movement(own))
-    return course
+                noted.points.extend({**keys, **primary, **row} for row in points)
+                noted.areas.append({**keys, **primary, **area, "runs": len(own)})
+                noted.areas[-1]["collapsed"] = sum(o.run.name in collapsed for o in own)
+                noted.reach.extend({**keys, **primary, **row} for row in reach)
+            noted.probes.extend(_probe(keys, own, pairs_of(done, names, baseline) if baseline else []))
+            noted.movement.extend({**keys, **row} for row in _movement(own))
+    return noted
 
 
 def _curves(pairs: Sequence[Pair]) -> tuple[Rows, dict[str, Any], Rows]:

@@ -45,7 +45,7 @@ def gather(study: Study) -> Analysis:
     text = markdown(study, analysis)
     write_atomic(study.folder / "study.md", "w", lambda handle: handle.write(text))
     draw_study(study, analysis, study.folder / "study.png")
-    if analysis.course.points:
+    if analysis.noted.points:
         draw_curves(study, analysis, study.folder / "curves.png")
     return analysis
 

@@ -93,7 +93,7 @@ def draw_curves(study: Study, analysis: Analysis, target: Path) -> None:
     panels = figure.subplots(1, len(study.sizes), sharey=True, squeeze=False)[0]
     for axes, size in zip(panels, study.sizes, strict=True):
         for j, name in enumerate(groups_of(study.arms)):
-            rows = [r for r in analysis.course.points if (r["size"], r["arm"]) == (size.label, name)]
+            rows = [r for r in analysis.noted.points if (r["size"], r["arm"]) == (size.label, name)]
             if not rows:
                 continue
             explores = bool(study.primary) and not rows[0]["primary"] and rows[0]["difference"] is not None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_pretrain.study.arms import groups_of
-from ssl_pretrain.study.curves import Course, course_of
+from ssl_pretrain.study.curves import Noted, noted_of
 from ssl_pretrain.study.design import Size
 from ssl_pretrain.study.outcomes import Outcome, Pair, at_size, compare, mean_cases, outcomes, pairs_of
 from ssl_pretrain.study.statistics import collapsed_runs, holm
@@ -25,7 +25,7 @@ class Analysis:
         summary: a row for each amount of data and arm; the pretrainings of a group are one arm.
         differences: a row for each amount of data and pretrained arm.
         labels: the same for each label.
-        course: what was seen before the end of the runs.
+        noted: what was seen before the end of the runs.
     """
 
     outcomes: list[Outcome]
@@ -33,7 +33,7 @@ class Analysis:
     summary: list[dict[str, Any]]
     differences: list[dict[str, Any]]
     labels: list[dict[str, Any]]
-    course: Course
+    noted: Noted
 
 
 def analyse(study: Study) -> Analysis:
@@ -63,7 +63,7 @@ def analyse(study: Study) -> Analysis:
     corrected = holm([1.0 if row["p"] is None else row["p"] for row in named])
     for row, p in zip(named, corrected, strict=True):
         row["p_holm"] = None if row["p"] is None else p
-    return Analysis(found, collapsed, summary, differences, labels, course_of(study, found, collapsed))
+    return Analysis(found, collapsed, summary, differences, labels, noted_of(study, found, collapsed))
 
 
 def _summary(size: Size, arm: str, here: Sequence[Outcome], collapsed: set[str]) -> dict[str, Any]:

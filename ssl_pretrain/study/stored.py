@@ -111,7 +111,7 @@ class Distance(BaseModel):
     cosine: Annotated[float, Field(ge=-1, le=1)] | None
 
 
-class Measured(BaseModel):
+class ValidationDice(BaseModel):
     """Dice of a network on the validation cases."""
 
     dice: Annotated[float, Field(ge=0, le=1)]
@@ -119,13 +119,13 @@ class Measured(BaseModel):
     per_case: dict[str, dict[str, Dice]] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _of_the_same_labels(self) -> Measured:
+    def _of_the_same_labels(self) -> ValidationDice:
         if any(values.keys() != self.labels.keys() for values in self.per_case.values()):
             raise ValueError("the labels of per_case are not those of labels")
         return self
 
 
-class Point(Measured):
+class Point(ValidationDice):
     """A point of a curve, or a probe: Dice after so many optimiser steps."""
 
     steps: Annotated[int, Field(gt=0)]
@@ -147,7 +147,7 @@ class Watched(BaseModel):
     movement: list[Moved] = []
 
 
-class RunResult(Measured, Watched):
+class RunResult(ValidationDice, Watched):
     """``result.json`` of a run as far as it is read again."""
 
     seconds: Seconds

@@ -8,7 +8,7 @@ from typing import Any
 
 from ssl_pretrain.report.tables import format_table
 from ssl_pretrain.study.cells import Rows, amount, comparison_cells, dice, ends, markdown_table, signed
-from ssl_pretrain.study.course_tables import console_tables, course_markdown
+from ssl_pretrain.study.noted_tables import console_tables, noted_markdown
 from ssl_pretrain.study.outcomes import Outcome
 from ssl_pretrain.study.results import Analysis
 from ssl_pretrain.study.statistics import FOUND_NOTHING, RESAMPLES, USUALLY_FOUND
@@ -26,7 +26,7 @@ EXPLORATORY = "exploratory"
 
 def console(analysis: Analysis) -> str:
     """The main tables as plain text."""
-    tables = [(SUMMARY, summary_rows(analysis)), difference_table(analysis), *console_tables(analysis.course)]
+    tables = [(SUMMARY, summary_rows(analysis)), difference_table(analysis), *console_tables(analysis.noted)]
     return "\n\n".join(format_table(headers, rows) for headers, rows in tables)
 
 
@@ -44,7 +44,7 @@ def markdown(study: Study, analysis: Analysis) -> str:
         markdown_table(*difference_table(analysis)),
         explanation(study),
         "![Dice of every run against the training cases](study.png)",
-        *course_markdown(analysis.course, study.settings.probe),
+        *noted_markdown(analysis.noted, study.settings.probe),
         "## Labels",
         markdown_table(LABELS, _label_rows(analysis)),
     ]
@@ -89,7 +89,7 @@ def to_json(study: Study, analysis: Analysis) -> dict[str, Any]:
         "summary": analysis.summary,
         "differences": analysis.differences,
         "labels": analysis.labels,
-        **asdict(analysis.course),
+        **asdict(analysis.noted),
         "notes": explanation(study),
     }
 

@@ -24,7 +24,7 @@ HEIGHTS = {"scratch": (0.1, 0.2, 0.5, 0.6), "SparK": (0.3, 0.5, 0.62, 0.64), "sl
 """Mean Dice of the arms after these steps."""
 
 
-def noted(study: Study, run: StudyRun, heights: tuple[float, ...], shift: float) -> list[dict[str, Any]]:
+def leave_notes(study: Study, run: StudyRun, heights: tuple[float, ...], shift: float) -> list[dict[str, Any]]:
     """Leave a result with a curve, a probe and a movement; returns the points of the curve."""
     content = finish(study, run, heights[-1])
     cases = study.folds[run.fold]["validation"]
@@ -50,7 +50,7 @@ def study(tmp_path_factory):
         made = begin(settings(*weights, primary=("SparK@2",), curve=(0.05,), probe=5), root / "study")
     names = {"SparK": "SparK", "SparK slow": "slow"}
     for run in made.runs:
-        noted(made, run, HEIGHTS[names.get(run.arm, "scratch")], 0.005 * run.seed)
+        leave_notes(made, run, HEIGHTS[names.get(run.arm, "scratch")], 0.005 * run.seed)
     return made
 
 
@@ -59,8 +59,8 @@ def rows(entries, arm, size="2 cases"):
 
 
 def test_points_are_means_over_runs_with_what_they_differ_from_scratch(study):
-    course = analyse(study).course
-    found = rows(course.points, "SparK")
+    noted = analyse(study).noted
+    found = rows(noted.points, "SparK")
     assert [row["steps"] for row in found] == list(STEPS)
     assert [row["mean"] for row in found] == pytest.approx([h + 0.005 for h in HEIGHTS["SparK"]], abs=0.003)
     assert [row["sd"] for row in found] == pytest.approx([0.005] * 4, abs=0.002)
@@ -68,12 +68,12 @@ def test_points_are_means_over_runs_with_what_they_differ_from_scratch(study):
     assert [row["difference"] for row in found] == pytest.approx(apart, abs=0.003)
     # What a seed adds to both sides widens the interval of the mean and not that of the difference.
     assert all(row["high"] - row["low"] > 0.005 > row["difference_high"] - row["difference_low"] for row in found)
-    assert rows(course.points, "scratch")[0]["difference"] is None
+    assert rows(noted.points, "scratch")[0]["difference"] is None
 
 
 def test_steps_to_scratch_are_between_points_and_never_is_said(study):
-    course = analyse(study).course
-    final, most = rows(course.reach, "SparK")
+    noted = analyse(study).noted
+    final, most = rows(noted.reach, "SparK")
     assert (final["share"], final["target"]) == (1.0, pytest.approx(0.605, abs=0.003))
     # From 0.5 after 10 steps to 0.62 after 50: 0.6 after 43.
     assert final["steps"] == pytest.approx(10 + 40 * 0.1 / 0.12, abs=1)
@@ -81,20 +81,20 @@ def test_steps_to_scratch_are_between_points_and_never_is_said(study):
     assert final["ratio"] == pytest.approx(final["steps"] / 100)
     assert final["ratio_low"] <= final["ratio"] <= final["ratio_high"]
     assert most["target"] == pytest.approx(0.9 * final["target"])
-    slow, _ = rows(course.reach, "SparK slow")
+    slow, _ = rows(noted.reach, "SparK slow")
     assert (slow["steps"], slow["steps_high"], slow["ratio"]) == (NEVER, NEVER, NEVER)
-    (area,) = rows(course.areas, "SparK")
+    (area,) = rows(noted.areas, "SparK")
     assert area["area"] == pytest.approx(area_under(np.array(STEPS), np.array(HEIGHTS["SparK"])) + 0.005, abs=0.003)
     assert area["difference_low"] <= area["difference"] <= area["difference_high"]
     assert (area["collapsed"], area["runs"]) == (0, 3)
 
 
 def test_probes_and_movement_have_rows(study):
-    course = analyse(study).course
-    (probe,) = rows(course.probes, "SparK")
+    noted = analyse(study).noted
+    (probe,) = rows(noted.probes, "SparK")
     assert (probe["mean"], probe["difference"]) == (pytest.approx(0.305, abs=0.003), pytest.approx(0.2, abs=0.003))
-    assert "difference" not in rows(course.probes, "scratch")[0]
-    (moved,) = rows(course.movement, "SparK")
+    assert "difference" not in rows(noted.probes, "scratch")[0]
+    (moved,) = rows(noted.movement, "SparK")
     assert moved["parts"]["encoder"] == {"distance": pytest.approx(0.15), "cosine": 0.75}
     assert moved["parts"]["rest"]["cosine"] is None
 
@@ -130,12 +130,12 @@ def test_pretrainings_of_one_arm_are_one_row_with_a_wider_interval(tmp_path, mon
     runs = [*study.runs, *(StudyRun("SparK b", r.fold, r.seed, r.cases) for r in study.runs if r.arm == "SparK")]
     grouped = Study(**{**vars(study), "arms": [scratch, first, second], "runs": runs})
     for run in runs:
-        noted(grouped, run, HEIGHTS["SparK" if run.arm != "scratch" else "scratch"], 0.1 * (run.arm == "SparK b"))
+        leave_notes(grouped, run, HEIGHTS["SparK" if run.arm != "scratch" else "scratch"], 0.1 * (run.arm == "SparK b"))
     (row,) = analyse(grouped).differences
     (alone,) = analyse(study).differences
     assert (row["pairs"], row["pretrainings"], alone["pretrainings"]) == (6, 2, 1)
     assert [r["runs"] for r in analyse(grouped).summary] == [3, 6]
-    points, one = analyse(grouped).course.points[-1], analyse(study).course.points[-1]
+    points, one = analyse(grouped).noted.points[-1], analyse(study).noted.points[-1]
     assert points["difference"] == pytest.approx(one["difference"] + 0.05, abs=0.005)
     # Half of the draws have one pretraining twice.
     assert points["difference_high"] - points["difference_low"] == pytest.approx(0.1, abs=0.01)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ssl_pretrain.study.cells import Rows, amount, comparison_cells, dice, ends, markdown_table, number, signed
-from ssl_pretrain.study.curves import NEVER, Course
+from ssl_pretrain.study.curves import NEVER, Noted
 
 AREAS = (
     *("training data", "arm", "runs", "area", "95 % bootstrap", "- scratch", "95 % bootstrap of that"),
@@ -44,43 +44,43 @@ MOVED_EXPLAINED = (
 )
 
 
-def console_tables(course: Course) -> list[tuple[Sequence[str], Rows]]:
+def console_tables(noted: Noted) -> list[tuple[Sequence[str], Rows]]:
     """Headers and rows of the tables that fit a console; none where nothing was asked for."""
     tables = [
-        (AREAS, _area_rows(course.areas)),
-        (REACH, reach_rows(course.reach)),
-        (PROBES, _probe_rows(course.probes)),
+        (AREAS, _area_rows(noted.areas)),
+        (REACH, reach_rows(noted.reach)),
+        (PROBES, _probe_rows(noted.probes)),
     ]
     return [(headers, rows) for headers, rows in tables if rows]
 
 
-def course_markdown(course: Course, probe_steps: int) -> list[str]:
+def noted_markdown(noted: Noted, probe_steps: int) -> list[str]:
     """Paragraphs of ``study.md``: curves, probe, movement.
 
     Args:
-        course: of the study.
+        noted: of the study.
         probe_steps: for which heads were trained.
     """
     parts = []
-    if course.areas:
+    if noted.areas:
         parts += [
             "## Learning curves",
-            markdown_table(AREAS, _area_rows(course.areas)),
-            markdown_table(REACH, reach_rows(course.reach)),
+            markdown_table(AREAS, _area_rows(noted.areas)),
+            markdown_table(REACH, reach_rows(noted.reach)),
             CURVES_EXPLAINED,
             "![Dice against optimiser steps](curves.png)",
-            markdown_table(POINTS, _point_rows(course.points)),
+            markdown_table(POINTS, _point_rows(noted.points)),
         ]
-    if course.probes:
+    if noted.probes:
         parts += [
             "## Frozen encoder",
-            markdown_table(PROBES, _probe_rows(course.probes)),
+            markdown_table(PROBES, _probe_rows(noted.probes)),
             f"A linear head on the frozen encoder, {probe_steps} steps of AdamW; that of scratch is random.",
         ]
-    if course.movement:
+    if noted.movement:
         parts += [
             "## How far the weights moved",
-            markdown_table(MOVED, _movement_rows(course.movement)),
+            markdown_table(MOVED, _movement_rows(noted.movement)),
             MOVED_EXPLAINED,
         ]
     return parts
