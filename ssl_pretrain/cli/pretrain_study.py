@@ -37,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("-fractions", type=float, nargs="+", help="shares of the training cases (default: 0.05 0.1 0.25 0.5 1.0)")
     add("-cases", type=int, nargs="+", help="numbers of training cases, instead of fractions or beside them")
     add("-seeds", type=int, help="how often each comparison is repeated (default: 5)")
+    text = "pretrainings that differ in their seed alone take turns: each seed has one of them (default: all)"
+    add("--spread", action="store_true", help=text)
     add("-folds", type=int, nargs="+", help="of splits_final.json (default: 0)")
     add("-p", dest="plans", help="name of the plans (default: those that the weights name, else nnUNetPlans)")
     add("-tr", dest="trainer", help="trainer (default: nnUNetTrainer, or what the network of the weights needs)")

@@ -81,6 +81,12 @@ def groups_of(arms: Iterable[Arm]) -> dict[str, list[Arm]]:
     return groups
 
 
+def turns_of(arms: Iterable[Arm]) -> dict[str, tuple[int, int]]:
+    """Place of each arm among the pretrainings of its group, and how many these are."""
+    groups = groups_of(arms).values()
+    return {arm.name: (place, len(group)) for group in groups for place, arm in enumerate(group)}
+
+
 def local_file(source: str) -> Path:
     """The file behind what a user named; one on the Hugging Face Hub is downloaded unless it is in the cache.
 

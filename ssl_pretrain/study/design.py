@@ -25,6 +25,7 @@ FLAGS = {
         "scratch_trainer": "-scratch_tr",
         "mirroring": "mirroring (--no_mirroring)",
         "keep_checkpoints": "--keep_checkpoints",
+        "spread": "--spread",
     },
 }
 """What a setting is called on the command line, where that is not ``-<name>``."""
@@ -45,6 +46,7 @@ class StudySettings:
         fractions: shares of a fold's training cases, each in (0, 1].
         cases: numbers of training cases.
         seeds: how many; seeds are 0, 1, ...
+        spread: whether the pretrainings of a group take turns, one for each seed, instead of all having every seed.
         epochs: of a run; None for the trainer's.
         iters: optimiser steps per epoch; None for the trainer's.
         val_iters: batches of nnU-Net's validation during training, which decides nothing; None for a fifth of
@@ -72,6 +74,7 @@ class StudySettings:
     fractions: tuple[float, ...] = FRACTIONS
     cases: tuple[int, ...] = ()
     seeds: int = 5
+    spread: bool = False
     epochs: int | None = None
     iters: int | None = None
     val_iters: int | None = None
@@ -242,16 +245,22 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name).strip("_.") or "arm"
 
 
-def runs_of(arms: Sequence[str], settings: StudySettings, sizes: Sequence[Size]) -> list[StudyRun]:
+def runs_of(turns: Mapping[str, tuple[int, int]], settings: StudySettings, sizes: Sequence[Size]) -> list[StudyRun]:
     """All runs, in the order in which they are started: a study that is stopped has whole comparisons.
 
     Two amounts of data may be the same number of cases in one of several folds; that is one run, which counts for both.
+
+    Args:
+        turns: name of each arm -> its place among the pretrainings of its group, and how many these are.
+        settings: of the study.
+        sizes: amounts of training data.
     """
     every = (
         StudyRun(arm, fold, seed, size.counts[fold])
         for seed in range(settings.seeds)
         for fold in settings.folds
         for size in sizes
-        for arm in arms
+        for arm, (place, count) in turns.items()
+        if not settings.spread or seed % count == place
     )
     return list(dict.fromkeys(every))

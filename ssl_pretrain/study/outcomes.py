@@ -19,6 +19,7 @@ from ssl_pretrain.study.statistics import (
     paired_difference,
     two_sided_p,
 )
+from ssl_pretrain.study.stored import Metrics
 from ssl_pretrain.study.study import AGAIN, FAILURE, LOG, RESULT, Study, read_result
 
 LOG_LINES = 15
@@ -40,6 +41,31 @@ def mean_dice(per_case: PerCase) -> tuple[float, dict[str, float | None]]:
     by_label = [float(foreground_mean(scores[:, [i]])) for i in range(len(names))]
     per_label = {name: None if math.isnan(v) else v for name, v in zip(names, by_label, strict=True)}
     return float(foreground_mean(scores)), per_label
+
+
+def dice_of(found: Mapping[str, Mapping[str, Metrics]], labels: Mapping[str, str]) -> dict[str, Any]:
+    """Dice of every validation case and label, and their means, as a result of a run holds them.
+
+    A label that no validation case has does not count, whatever a run predicts: nnU-Net gives it Dice 0 if one voxel
+    of it was predicted and none if not, so two runs would be means over different labels.
+
+    Args:
+        found: case -> label's key in nnU-Net's ``summary.json`` -> what was found there.
+        labels: keys -> names.
+
+    Raises:
+        ValueError: no case has a label.
+    """
+    there = {key for key in labels if any(entry[key].n_ref for entry in found.values())}
+    per_case: dict[str, dict[str, float | None]] = {}
+    for case, entry in found.items():
+        dice = {key: entry[key].dice if key in there else math.nan for key in labels}
+        # JSON has no NaN.
+        per_case[case] = {labels[key]: None if math.isnan(value) else value for key, value in dice.items()}
+    mean, per_label = mean_dice(per_case)
+    if math.isnan(mean):
+        raise ValueError("No validation case has a label: there is nothing to compare. Choose another fold.")
+    return {"dice": mean, "labels": per_label, "per_case": per_case}
 
 
 @dataclass(frozen=True)

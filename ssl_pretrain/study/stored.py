@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
-from ssl_pretrain.study.arms import Arm
+from ssl_pretrain.study.arms import Arm, turns_of
 from ssl_pretrain.study.design import Size, StudySettings, runs_of
 
 Dice = Annotated[float, Field(ge=0, le=1)] | None
@@ -73,7 +73,7 @@ class StoredStudy(BaseModel):
             raise ValueError("two arms have one name, or one is compared with none of them")
         # Each seed of each fold has a subset at least; asked first, since runs are listed one by one.
         too_many = self.settings.seeds * len(folds) > len(self.subsets)
-        runs = [] if too_many else runs_of([arm.name for arm in self.arms], self.settings, self.amounts)
+        runs = [] if too_many else runs_of(turns_of(self.arms), self.settings, self.amounts)
         if not runs or not {run.subset for run in runs} <= {(f, s, n) for f, s, n, _ in self.subsets}:
             raise ValueError("subsets are not those of the runs that settings, arms and sizes ask for")
         return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +19,14 @@ from ssl_pretrain.finetuning.parts import parts_of
 from ssl_pretrain.networks.anatomy import unwrap
 from ssl_pretrain.study.stored import Watched
 
-NOTES, START, PLACE = "watched.json", "checkpoint_start.pth", "watched"
+NOTES, START = "watched.json", "checkpoint_start.pth"
 AGAIN = "Remove the folder of this run, and --c runs it again."
 
 EARLY = (0.01, 0.1)
 """Shares of a run after which its weights are looked at, beside its first step: the first tenth decides."""
 
-Measure = Callable[[Path], Mapping[str, Any]]
-"""Folder of a finished validation -> Dice of its cases, of each label, and their mean."""
+Validate = Callable[[], Mapping[str, Any]]
+"""Returns Dice of each validation case, of each label, and their mean, of a trainer's network as it is."""
 
 
 class Watch:
@@ -38,21 +37,18 @@ class Watch:
 
     Args:
         trainer: of nnU-Net, initialised, with the weights that it begins with, or of a run that goes on.
-        measure: reads what nnU-Net's validation has left.
+        validate: what is done at each point of the curve; it may leave network and generators as it likes.
         shares: of the training's steps after which the network is validated, see :func:`step_after`.
-        leave_last: whether the validation after the last step is left to the caller, who validates anyway.
 
     Raises:
         ValueError: the notes of a run that goes on are damaged; names the file.
     """
 
-    def __init__(
-        self, trainer: Any, measure: Measure, shares: Sequence[float] = (), *, leave_last: bool = False
-    ) -> None:
-        self.trainer, self.measure = trainer, measure
+    def __init__(self, trainer: Any, validate: Validate, shares: Sequence[float] = ()) -> None:
+        self.trainer, self._validate = trainer, validate
         self.folder = Path(trainer.output_folder)
         total = int(trainer.num_epochs * trainer.num_iterations_per_epoch)
-        self.points = {step_after(share, total) for share in shares} - ({total} if leave_last else set())
+        self.points = {step_after(share, total) for share in shares}
         self.looks = {1, total, *(step_after(share, total) for share in (*EARLY, *shares))}
         self.done = int(trainer.current_epoch * trainer.num_iterations_per_epoch)
         file = self.folder / NOTES
@@ -88,20 +84,13 @@ class Watch:
         write_json(self.notes.model_dump(), self.folder / NOTES)
 
     def validate(self, steps: int) -> dict[str, Any]:
-        """Dice of the trainer's network as nnU-Net's final validation finds it, without mirrored images.
+        """A point of a curve: Dice of the trainer's network now.
 
         Args:
             steps: that it was trained for.
         """
-        trainer, started = self.trainer, time.perf_counter()
-        folder, axes = trainer.output_folder, trainer.inference_allowed_mirroring_axes
-        trainer.output_folder, trainer.inference_allowed_mirroring_axes = str(self.folder / PLACE), None
-        try:
-            trainer.perform_actual_validation(False)
-        finally:
-            trainer.output_folder, trainer.inference_allowed_mirroring_axes = folder, axes
-        found = self.measure(self.folder / PLACE)
-        shutil.rmtree(self.folder / PLACE)
+        started = time.perf_counter()
+        found = self._validate()
         return {"steps": steps, **found, "seconds": round(time.perf_counter() - started, 2)}
 
 

@@ -53,7 +53,7 @@ def test_a_fraction_without_a_case_is_refused():
 
 def test_runs_are_ordered_so_that_a_stopped_study_has_whole_comparisons():
     study = made(fractions=(), cases=(2, 4), seeds=2, folds=(0, 1))
-    runs = runs_of(["scratch", "MAE"], study, sizes_of(study, {0: 8, 1: 8}))
+    runs = runs_of({"scratch": (0, 1), "MAE": (0, 1)}, study, sizes_of(study, {0: 8, 1: 8}))
     assert len(runs) == 16 == len({run.name for run in runs})
     assert runs[:3] == [StudyRun("scratch", 0, 0, 2), StudyRun("MAE", 0, 0, 2), StudyRun("scratch", 0, 0, 4)]
     assert runs[1].name == "MAE/2cases_fold0_seed0"
@@ -61,10 +61,19 @@ def test_runs_are_ordered_so_that_a_stopped_study_has_whole_comparisons():
     assert slug("scratch nnUNetPlans/x: y") == "scratch_nnUNetPlans_x_y"
 
 
+def test_pretrainings_that_take_turns_share_the_seeds_between_them():
+    study = made(fractions=(), cases=(2,), seeds=5, spread=True)
+    turns = {"scratch": (0, 1), "MAE seed0": (0, 2), "MAE seed1": (1, 2)}
+    runs = [(run.arm, run.seed) for run in runs_of(turns, study, sizes_of(study, {0: 8}))]
+    assert [seed for arm, seed in runs if arm == "scratch"] == [0, 1, 2, 3, 4]
+    assert [seed for arm, seed in runs if arm == "MAE seed0"] == [0, 2, 4]
+    assert [seed for arm, seed in runs if arm == "MAE seed1"] == [1, 3]
+
+
 def test_amounts_that_agree_in_one_of_two_folds_share_its_runs():
     study = made(fractions=(1.0,), cases=(8,), seeds=2, folds=(0, 1))
     sizes = sizes_of(study, {0: 8, 1: 9})
-    runs = runs_of(["scratch", "MAE"], study, sizes)
+    runs = runs_of({"scratch": (0, 1), "MAE": (0, 1)}, study, sizes)
     assert [dict(size.counts) for size in sizes] == [{0: 8, 1: 8}, {0: 8, 1: 9}]
     assert len(runs) == len({run.name for run in runs}) == 12
 

@@ -185,7 +185,7 @@ def test_dice_is_read_from_nnunets_summary(tmp_path):
     with pytest.raises(ValueError, match="is about 2 cases, not the 3 validation cases of the study"):
         read_summary(file, {"1": "tip"}, ["a", "b", "c"], ".nii.gz")
     file = summary(tmp_path, a={"1": math.nan})
-    with pytest.raises(ValueError, match=r"No validation case has a label .*Choose another fold"):
+    with pytest.raises(ValueError, match=r"No validation case has a label: .*Choose another fold"):
         read_summary(file, {"1": "tip"}, ["a"], ".nii.gz")
 
 

@@ -135,6 +135,21 @@ def test_a_study_can_get_another_pretraining_of_an_arm(tmp_path, dataset):
     assert grown.arms[:2] == study.arms
 
 
+def test_pretrainings_that_take_turns_are_as_many_as_at_the_beginning(tmp_path, dataset):
+    files = [write_pretraining(tmp_path / f"s{seed}", seed) for seed in range(3)]
+    study = begin(settings(*files[:2], spread=True), tmp_path / "study")
+    assert [(run.arm, run.seed) for run in study.runs if run.cases == 2 and run.arm != "scratch"] == [
+        ("SparK s0", 0),
+        ("SparK s1", 1),
+        ("SparK s0", 2),
+    ]
+    assert Study.read(study.folder) == study
+    with pytest.raises(ValueError, match=r"one pretraining of an arm\. One more .*such as SparK_s\d/.*Begin another"):
+        resume(settings(*files, spread=True), study.folder)
+    with pytest.raises(ValueError, match="--spread was on and is off"):
+        resume(settings(*files[:2]), study.folder)
+
+
 def test_primary_comparisons_are_named_before_the_runs(tmp_path, dataset, weights):
     study = begin(settings(weights, primary=("SparK@2",)), tmp_path / "study")
     assert study.primary == {("SparK", "2 cases")}

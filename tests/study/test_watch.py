@@ -28,10 +28,10 @@ class Trainer:
         np.random.seed(0)  # noqa: NPY002 - the generator that batchgenerators uses
         self.network = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.1)
-        self.output_folder, self.inference_allowed_mirroring_axes = str(folder), (0, 1)
+        self.output_folder = str(folder)
         self.num_epochs, self.num_iterations_per_epoch, self.current_epoch = epochs, iters, 0
         self.enable_deep_supervision, self.deep_supervision = True, True
-        self.validated: list[tuple[str, Any]] = []
+        self.validated = 0
 
     def train_step(self, batch: torch.Tensor) -> float:
         assert self.network.training and self.deep_supervision
@@ -44,13 +44,13 @@ class Trainer:
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         self.deep_supervision = enabled
 
-    def perform_actual_validation(self, _: bool) -> None:
+    def validate(self) -> dict[str, Any]:
         self.set_deep_supervision_enabled(False)
         self.network.eval()
         torch.rand(3), np.random.rand(3)  # noqa: NPY002
         torch.set_num_threads(1)
-        self.validated.append((self.output_folder, self.inference_allowed_mirroring_axes))
-        Path(self.output_folder).mkdir()
+        self.validated += 1
+        return FOUND
 
     def train(self) -> list[float]:
         losses = []
@@ -65,20 +65,19 @@ def test_a_training_is_bit_for_bit_the_same_with_points_and_without(tmp_path):
     plain, watched = Trainer(tmp_path / "plain"), Trainer(tmp_path / "watched")
     before = plain.train()
     watched = Trainer(tmp_path / "watched")
-    watch = Watch(watched, lambda _: FOUND, (0.05, 0.35, 1.0))
+    watch = Watch(watched, watched.validate, (0.05, 0.35, 1.0))
     assert watched.train() == before
     ours, theirs = watched.network.state_dict(), plain.network.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert [point.steps for point in watch.notes.curve] == [1, 7, 20]
     assert [entry.steps for entry in watch.notes.movement] == [1, 2, 7, 20]
-    assert watched.validated == [(str(tmp_path / "watched" / "watched"), None)] * 3
-    assert (watched.output_folder, watched.inference_allowed_mirroring_axes) == (str(tmp_path / "watched"), (0, 1))
+    assert watched.validated == 3
     assert sorted(file.name for file in (tmp_path / "watched").iterdir()) == [START, NOTES]
 
 
 def test_a_run_that_goes_on_neither_repeats_nor_loses_a_point(tmp_path):
     first = Trainer(tmp_path)
-    Watch(first, lambda _: FOUND, (0.3, 0.5, 0.8))
+    Watch(first, first.validate, (0.3, 0.5, 0.8))
     first.num_epochs = 3  # killed after twelve steps or so; its checkpoint is of the first five
     with pytest.raises(StopIteration):
         steps = iter(range(12))
@@ -88,11 +87,11 @@ def test_a_run_that_goes_on_neither_repeats_nor_loses_a_point(tmp_path):
     start = parameters_of(again.network)
     again.network.load_state_dict(first.network.state_dict())
     again.current_epoch = 1
-    watch = Watch(again, lambda _: FOUND, (0.3, 0.5, 0.8), leave_last=True)
+    watch = Watch(again, again.validate, (0.3, 0.5, 0.8))
     assert [point.steps for point in watch.notes.curve] == [6, 10]
     again.train()
     assert [point.steps for point in watch.notes.curve] == [6, 10, 16]
-    assert len(again.validated) == 1
+    assert again.validated == 1
     last = watch.notes.movement[-1]
     assert last.steps == 20
     assert last.parts["network"].distance == pytest.approx(distances(again.network, start)["network"]["distance"])
@@ -101,7 +100,7 @@ def test_a_run_that_goes_on_neither_repeats_nor_loses_a_point(tmp_path):
 def test_a_run_of_an_older_version_goes_on_without_its_start(tmp_path):
     trainer = Trainer(tmp_path)
     trainer.current_epoch = 2
-    watch = Watch(trainer, lambda _: FOUND, (1.0,))
+    watch = Watch(trainer, trainer.validate, (1.0,))
     trainer.train()
     assert watch.notes.movement == [] and [point.steps for point in watch.notes.curve] == [20]
 
@@ -109,7 +108,7 @@ def test_a_run_of_an_older_version_goes_on_without_its_start(tmp_path):
 def test_notes_that_are_damaged_are_named(tmp_path):
     (tmp_path / NOTES).write_text('{"curve": [{"steps": 0}]}', encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{NOTES}: .*Remove the folder of this run, and --c runs it again"):
-        Watch(Trainer(tmp_path), lambda _: FOUND)
+        Watch(Trainer(tmp_path), dict)
 
 
 def test_shares_are_the_nearest_steps():
