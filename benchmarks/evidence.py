@@ -31,18 +31,22 @@ FINAL, LATEST, STUDY = "checkpoint_final.pth", "checkpoint_latest.ckpt", "study.
 
 def plan_commands(entry: Mapping[str, Any]) -> list[list[str]]:
     """Commands that make the plans of an entry, and preprocess for them; none where they are made."""
-    number, name = str(entry["dataset"]), str(entry["name"])
-    if (preprocessed_folder(int(number)) / f"{name}_small.json").is_file():
-        return []
-    small = ["python", "benchmarks/small_plans.py", "-d", number, "-p", name, *shlex.split(entry["small"])]
-    if "spacing" not in entry:
-        return [small]
-    spacing = ["-overwrite_target_spacing", *map(str, entry["spacing"]), "-overwrite_plans_name", name]
-    return [
-        ["nnUNetv2_plan_experiment", "-d", number, *spacing],
-        ["nnUNetv2_preprocess", "-d", number, "-plans_name", name, "-c", "3d_fullres", "-np", "2"],
-        small,
-    ]
+    folder, commands = preprocessed_folder(entry["dataset"]), []
+    number, base = str(entry["dataset"]), str(entry["base"])
+    if not (folder / f"{base}.json").is_file():
+        spacing = ["-overwrite_target_spacing", *map(str, entry["spacing"]), "-overwrite_plans_name", base]
+        commands = [
+            ["nnUNetv2_plan_experiment", "-d", number, *spacing],
+            ["nnUNetv2_preprocess", "-d", number, "-plans_name", base, "-c", "3d_fullres", "-np", "2"],
+        ]
+        if entry.get("unlabeled"):
+            commands.append(
+                ["nnUNetv2_preprocess_unlabeled", "-i", "raw", "-d", number, "-p", base, "-c", "3d_fullres"]
+            )
+    if not (folder / f"{entry['name']}.json").is_file():
+        names = ["-p", base, "-to", entry["name"]]
+        commands.append(["python", "benchmarks/small_plans.py", "-d", number, *names, *shlex.split(entry["small"])])
+    return commands
 
 
 def pretrainings(entry: Mapping[str, Any], work: Path) -> Iterator[tuple[Path, list[str]]]:

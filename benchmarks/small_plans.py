@@ -2,8 +2,8 @@
 
     python benchmarks/small_plans.py -d 221 -patch_size 32 64 64 -batch_size 2
 
-writes ``nnUNetPlans_small.json`` beside ``nnUNetPlans.json``; ``-p`` takes other plans. It names the same folder of
-cases, so nothing has to be preprocessed again.
+writes ``nnUNetPlans_small.json`` beside ``nnUNetPlans.json``; ``-p`` takes other plans, ``-to`` another name. It names the
+same folder of cases, so nothing has to be preprocessed again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def small_plans(
     narrower: int = 1,
     convs: int | None = None,
     stages: int | None = None,
+    to: str | None = None,
 ) -> dict[str, Any]:
     """Plans of another name, patch, batch and width.
 
@@ -38,6 +39,7 @@ def small_plans(
         narrower: every stage of the network has so many times fewer channels.
         convs: convolutions at full resolution, where most of a small network's time goes; None keeps them.
         stages: of the network, at most so many; None keeps them.
+        to: name of the new plans; None for the old one and ``_small``.
     """
     entry = plans["configurations"][CONFIGURATION]
     entry.update(patch_size=list(patch or entry["patch_size"]), batch_size=batch)
@@ -50,7 +52,7 @@ def small_plans(
     network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][: stages - 1]
     if convs is not None:
         network["n_conv_per_stage"][0] = network["n_conv_per_stage_decoder"][-1] = convs
-    return {**plans, "plans_name": f"{plans['plans_name']}_small"}
+    return {**plans, "plans_name": to or f"{plans['plans_name']}_small"}
 
 
 def preprocessed_folder(number: int) -> Path:
@@ -75,10 +77,11 @@ def write_small_plans(
     convs: int | None = None,
     stages: int | None = None,
     name: str = PLANS,
+    to: str | None = None,
 ) -> Path:
     """Write :func:`small_plans` of the plans of that name in one folder into another; returns the file."""
     plans = json.loads((source / f"{name}.json").read_text(encoding="utf-8"))
-    plans = small_plans(plans, patch, batch, narrower, convs, stages)
+    plans = small_plans(plans, patch, batch, narrower, convs, stages, to)
     file = target / f"{plans['plans_name']}.json"
     file.write_text(json.dumps(plans, indent=2), encoding="utf-8")
     return file
@@ -94,10 +97,11 @@ def main() -> None:
     parser.add_argument("-convs", type=int)
     parser.add_argument("-stages", type=int)
     parser.add_argument("-p", dest="plans", default=PLANS)
+    parser.add_argument("-to", help="name of the new plans (default: that of -p and _small)")
     given = parser.parse_args()
     folder = preprocessed_folder(given.dataset)
     changes = (given.patch_size, given.batch_size, given.narrower, given.convs, given.stages)
-    print(write_small_plans(folder, folder, *changes, name=given.plans))
+    print(write_small_plans(folder, folder, *changes, name=given.plans, to=given.to))
 
 
 if __name__ == "__main__":
