@@ -60,7 +60,7 @@ def measure(folder: Path, batch: int, batches: int) -> list[dict[str, Any]]:
     for number in range(batches):
         samples = [run.data.val_crops[number * batch + i] for i in range(batch)]
         seeded = method.seeded(assemble(samples), VALIDATION_STREAM)  # type: ignore[arg-type]
-        seen.append(method.augmented(seeded, torch.Generator()))
+        seen.append(method.augmented(seeded, method.sample_generators(seeded, torch.Generator())))
     found: dict[str, list[dict[str, Tensor]]] = {}
     for state in ("untrained", "trained"):
         if state == "trained":

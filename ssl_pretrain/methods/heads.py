@@ -45,7 +45,8 @@ class GatheredBatchNorm(nn.BatchNorm1d):
 
     Args:
         features: length of the vectors.
-        gather: vectors of this process -> those of all processes, with gradient, and where its own begin.
+        gather: vectors of this process -> those of all processes, with gradient, and where its own begin. Copies of
+            the norm share it.
     """
 
     def __init__(self, features: int, gather: Gather) -> None:
@@ -59,7 +60,7 @@ class GatheredBatchNorm(nn.BatchNorm1d):
 
 
 class ProjectedEncoder(nn.Module):
-    """An encoder, its pooled features, and a projector: image -> (B, E), float32 under any precision.
+    """An encoder, its pooled features, and a projector: image -> (B, E) and (B, F), float32 under any precision.
 
     The projector is linear layers with a norm without weights and ReLU between them.
 
@@ -85,8 +86,18 @@ class ProjectedEncoder(nn.Module):
         self.projector = nn.Sequential(*layers[:-2])
         train_only_used(backbone, self.projector, drop_path, decoder=False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, E)."""
+    def forward(self, image: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, E), and the pooled features (B, F) that they are made of.
+
+        Args:
+            image: (B, C, D, H, W).
+            factors: (B, F), on the pooled features before the projector; None for 1.
+        """
         pooled = pooled_features(self.backbone, image)
-        with full_precision(image.device):
-            return cast("Tensor", self.projector(pooled))
+        return projected(self.projector, pooled if factors is None else pooled * factors), pooled
+
+
+def projected(projector: nn.Module, pooled: Tensor) -> Tensor:
+    """What a projector makes of pooled features (B, F), in full precision: (B, E)."""
+    with full_precision(pooled.device):
+        return cast("Tensor", projector(pooled))
