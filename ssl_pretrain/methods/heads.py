@@ -15,6 +15,9 @@ from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.tokens import TokenBackbone
 
 ProjectorNorm = Literal["batch", "layer"]
+HIDDEN = 3
+"""Modules of a projector up to its first hidden features: a linear layer, a norm, ReLU."""
+
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 
 
@@ -91,10 +94,14 @@ class ProjectedEncoder(nn.Module):
 
         Args:
             image: (B, C, D, H, W).
-            factors: (B, F), on the pooled features before the projector; None for 1.
+            factors: (B, first of ``widths``), on what the projector makes of the pooled features first, after norm
+                and ReLU; None for 1.
         """
         pooled = pooled_features(self.backbone, image)
-        return projected(self.projector, pooled if factors is None else pooled * factors), pooled
+        if factors is None:
+            return projected(self.projector, pooled), pooled
+        with full_precision(image.device):
+            return cast("Tensor", self.projector[HIDDEN:](self.projector[:HIDDEN](pooled) * factors)), pooled
 
 
 def projected(projector: nn.Module, pooled: Tensor) -> Tensor:

@@ -20,10 +20,11 @@ from ssl_pretrain.functional.windows import hand_over
 from ssl_pretrain.methods.base import Batch, Column, MethodSetup, Output
 from ssl_pretrain.methods.base_crops import choose_crops
 from ssl_pretrain.methods.contrastive import ContrastiveConfig, ContrastiveMethod
-from ssl_pretrain.methods.heads import pooled_width, projected
+from ssl_pretrain.methods.heads import projected
 from ssl_pretrain.methods.teacher import Teacher
 from ssl_pretrain.networks.base import Family
 
+RECIPE = {"optimizer": "adamw", "schedule": "cosine", "lr": 1e-4, "weight_decay": 1e-2}
 PUBLISHED_GRID: Mapping[str, Triple] = {"v1": (1, 4, 4), "v2": (1, 3, 3)}
 
 
@@ -35,13 +36,13 @@ class VoCoConfig(ContrastiveConfig):
         variant: ``v2`` has a teacher, dropout and a comparison with another case; ``v1`` none of these.
         grid: base crops per axis; None for 1,3,3 (``v2``) or 1,4,4 (``v1``), or as many as the cases have room for.
         targets: crops of a sample whose place is to be found.
-        dropout: share of the pooled features that the student of ``v2`` does not see.
+        dropout: share of the projector's first hidden features that the student of ``v2`` does without.
         teacher_decay: how much of the teacher of ``v2`` is kept in a step.
     """
 
     defaults: ClassVar[Mapping[Family, Mapping[str, Any]]] = {
-        family: {"optimizer": "adamw", "schedule": "cosine", "lr": 1e-4, "weight_decay": 1e-2, "clip": clip}
-        for family, clip in (("convolutional", 12.0), ("transformer", 1.0))
+        "convolutional": {**RECIPE, "clip": 12.0},
+        "transformer": {**RECIPE, "clip": 1.0},
     }
 
     published: ClassVar[Mapping[str, Any]] = {
@@ -135,11 +136,15 @@ class VoCo(ContrastiveMethod):
         return shares[:, bases:, :bases]
 
     def kept(self, owners: list[np.random.Generator]) -> Tensor | None:
-        """Factors (B·V, F) on the pooled features of a batch that the student sees; None where it sees all."""
+        """Factors (B·V, projector) on the first hidden features of the student; None where it keeps all.
+
+        Not on the pooled features, as published: of networks with instance norm these are much the same for all crops,
+        and to drop some would add more than what tells crops apart.
+        """
         share = self.config.dropout
         if self.teacher is None or not share:
             return None
-        shape = self.sample_views.count, pooled_width(self.backbone)
+        shape = self.sample_views.count, self.config.projector
         drawn = torch.cat([draw_uniform(*shape, generator=own) for own in owners])
         return hand_over((drawn >= share).float() / (1 - share), self.device)
 

@@ -123,7 +123,7 @@ def test_the_teacher_is_a_projector_that_follows_without_a_gradient():
 
 
 def test_the_student_drops_features_by_the_number_of_its_sample_and_in_training_only():
-    made = build("VoCo", "plans", dropout=0.25, projector=8)
+    made = build("VoCo", "plans", dropout=0.25, projector=64)
     batch = made.seeded(batch_for(made, size=2), TRAIN_STREAM)
     count = made.sample_views.count
     factors = made.kept(made.sample_generators(batch, generator()))
@@ -132,6 +132,9 @@ def test_the_student_drops_features_by_the_number_of_its_sample_and_in_training_
     assert (factors == 0).float().mean().item() == pytest.approx(0.25, abs=0.05)
     second = made.seeded({"image": batch["image"][count:], "index": batch["index"][count:]}, TRAIN_STREAM)
     assert torch.equal(made.kept(made.sample_generators(second, generator(1))), factors[count:])
+    projector = made.network.projector.eval()
+    embedded, pooled = made.network(batch["image"], factors)
+    torch.testing.assert_close(embedded, projector[3:](projector[:3](pooled) * factors))
     assert build("VoCo", "plans", dropout=0.0).kept(made.sample_generators(batch, generator())) is None
     assert build("VoCo", "plans", variant="v1").kept(made.sample_generators(batch, generator())) is None
     plain, again = (made.eval()(batch, generator(seed)).loss for seed in (1, 2))
