@@ -225,6 +225,7 @@ def test_all_networks_have_one_recipe_with_a_warm_up():
         recipe = build("VoCo", network).recipe
         assert (recipe.optimizer, recipe.schedule, recipe.lr, recipe.clip) == ("adamw", "cosine", 1e-4, clip)
         assert recipe.warmup_epochs == pytest.approx(0.05 * 10)
+    assert build("VoCo", "plans", optimizer="sgd").recipe.lr == 1e-2, "OpenMind's: AdamW's would be far too small"
     assert VoCoConfig().warmup("convolutional", 1000) == 50
     assert VoCoConfig(warmup_epochs=3.0).warmup("convolutional", 1000) == 3
 
