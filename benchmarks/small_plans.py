@@ -2,8 +2,8 @@
 
     python benchmarks/small_plans.py -d 221 -patch_size 32 64 64 -batch_size 2
 
-writes ``nnUNetPlans_small.json`` beside ``nnUNetPlans.json``; ``-p`` takes other plans, ``-to`` another name. It names the
-same folder of cases, so nothing has to be preprocessed again.
+writes ``nnUNetPlans_small.json`` beside ``nnUNetPlans.json``; ``-p`` takes other plans, ``-to`` another name. It names
+the same folder of cases, so nothing has to be preprocessed again.
 """
 
 from __future__ import annotations
