@@ -4,7 +4,7 @@
 
 Every entry of the file names the flags of the real commands, so the file says what is run and nothing else decides
 it. An interruption costs the run that it hits what it did since its last checkpoint: start the command again.
-Needs Python 3.11. ``--only NAME`` runs entries whose names begin so; ``--pretrain_only`` leaves the studies for later;
+Needs Python 3.11. ``--only NAME`` runs studies whose names begin so; ``--pretrain_only`` makes their weights alone;
 ``--show`` prints the commands.
 """
 
@@ -27,6 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.small_plans import preprocessed_folder
 
 FINAL, LATEST, STUDY = "checkpoint_final.pth", "checkpoint_latest.ckpt", "study.json"
+
+
+def read_design(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """The entries of a design, with what their flags have in common filled in."""
+    design = tomllib.loads(file.read_text(encoding="utf-8"))
+    for kind in ("pretraining", "study"):
+        for entry in design[kind]:
+            entry["flags"] = entry["flags"].format(**design[f"{kind}_flags"])
+    return design
 
 
 def plan_commands(entry: Mapping[str, Any]) -> list[list[str]]:
@@ -92,31 +101,20 @@ def run(command: Sequence[str], log: Path | None = None) -> None:
 
 
 def main() -> int:
-    """Plans, then pretrainings, then studies; 1 where one failed, with all others done."""
+    """Plans, then each study after the pretrainings that it needs; 1 where one failed, with all others done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("design", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="folder of pretrainings and studies")
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="entries whose names begin so")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="studies whose names begin so")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each with one thread")
     parser.add_argument("--pretrain_only", action="store_true")
     parser.add_argument("--show", action="store_true", help="print the commands that are left and run nothing")
     given = parser.parse_args()
-    design, work = tomllib.loads(given.design.read_text(encoding="utf-8")), given.work.resolve()
-    chosen = {
-        kind: [e for e in design[kind] if e["name"].startswith(tuple(given.only))] for kind in ("pretraining", "study")
-    }
-    studies = [] if given.pretrain_only else chosen["study"]
+    design, work = read_design(given.design), given.work.resolve()
+    studies = [entry for entry in design["study"] if entry["name"].startswith(tuple(given.only))]
     plans = [command for entry in design["plans"] for command in plan_commands(entry)]
-    # Seed by seed: a design that is stopped has one pretraining of each method rather than three of one.
-    waiting = [pair for entry in chosen["pretraining"] for pair in pretrainings(entry, work)]
-    waiting.sort(key=lambda pair: pair[0].name)
-    if given.show:
-        commands = [*plans, *(command for _, command in waiting)]
-        commands += [study_command(entry, design, work, given.jobs) for entry in studies]
-        print("\n".join(map(shlex.join, commands)))
-        return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    failed = []
+    failed: list[str] = []
 
     def attempt(command: Sequence[str], log: Path | None = None) -> None:
         try:
@@ -124,13 +122,24 @@ def main() -> int:
         except RuntimeError as error:
             failed.append(str(error))
 
-    for command in plans:
-        run(command)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        for folder, command in waiting:
-            pool.submit(attempt, command, folder.with_suffix(".log"))
-    for entry in studies:
-        attempt(study_command(entry, design, work, given.jobs))
+    if given.show:
+        print("\n".join(map(shlex.join, plans)))
+    else:
+        for command in plans:
+            run(command)
+    # Study by study, so that a design that is stopped has answers to its first questions.
+    for study in studies:
+        needed = [entry for entry in design["pretraining"] if entry["name"] in study["pretrainings"]]
+        waiting = [pair for entry in needed for pair in pretrainings(entry, work)]
+        last = study_command(study, design, work, given.jobs)
+        if given.show:
+            print("\n".join(map(shlex.join, [*(command for _, command in waiting), last])))
+            continue
+        with ThreadPoolExecutor(given.jobs) as pool:
+            for folder, command in waiting:
+                pool.submit(attempt, command, folder.with_suffix(".log"))
+        if not given.pretrain_only and all((folder / FINAL).is_file() for folder, _ in waiting):
+            attempt(last)
     print("\n".join(failed), file=sys.stderr)
     return bool(failed)
 
