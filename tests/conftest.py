@@ -35,13 +35,21 @@ FEW_PROCESSES = {"OMP_NUM_THREADS": THREADS, "nnUNet_n_proc_DA": "2", "nnUNet_de
 """What keeps nnU-Net from starting a dozen processes for a few small cases."""
 
 
-def pytest_configure() -> None:
-    """Before any test: the threads of this process."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test: the threads of this process, and files in the order in which they are collected."""
     import torch
 
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which begins with the files of most tests
+        config.option.loadscopereorder = False
     if THREADS == "1":
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = THREADS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: a long one that begins last leaves all workers but one with nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @dataclass(frozen=True)
