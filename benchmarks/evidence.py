@@ -43,9 +43,11 @@ def plan_commands(entry: Mapping[str, Any]) -> list[list[str]]:
     folder, commands = preprocessed_folder(entry["dataset"]), []
     number, base = str(entry["dataset"]), str(entry["base"])
     if not (folder / f"{base}.json").is_file():
-        spacing = ["-overwrite_target_spacing", *map(str, entry["spacing"]), "-overwrite_plans_name", base]
+        planned = ["-pl", entry["planner"]] if "planner" in entry else ["-overwrite_plans_name", base]
+        if "spacing" in entry:
+            planned += ["-overwrite_target_spacing", *map(str, entry["spacing"])]
         commands = [
-            ["nnUNetv2_plan_experiment", "-d", number, *spacing],
+            ["nnUNetv2_plan_experiment", "-d", number, *planned],
             ["nnUNetv2_preprocess", "-d", number, "-plans_name", base, "-c", "3d_fullres", "-np", "2"],
         ]
         if entry.get("unlabeled"):
