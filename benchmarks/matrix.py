@@ -75,11 +75,11 @@ def patch_of(number: int) -> tuple[int, ...]:
 
 
 def patch_flags(network: str, number: int) -> list[str]:
-    """A patch of whole tokens where the one of the plans is none."""
-    token, patch = NETWORKS[network].token, patch_of(number)
-    if token is None or all(size % step == 0 for size, step in zip(patch, token, strict=True)):
+    """A patch that the network can be built for, where the one of the plans is none."""
+    divisor, patch = NETWORKS[network].divisor, patch_of(number)
+    if divisor is None or all(size % step == 0 for size, step in zip(patch, divisor, strict=True)):
         return []
-    return ["-patch_size", *(str(max(1, round(n / step)) * step) for n, step in zip(patch, token, strict=True))]
+    return ["-patch_size", *(str(max(1, round(n / step)) * step) for n, step in zip(patch, divisor, strict=True))]
 
 
 def pretraining_folder(method: str, network: str, number: int, work: Path) -> Path:

@@ -142,6 +142,7 @@ def files() -> dict[str, str]:
 
 NAMING_NETWORKS = {
     "data/preparation/planning.py": "nnU-Net's planners; data stands beside networks and cannot see the rows",
+    "finetuning/names.py": "a family of trainers that has the name of its only network",
     "benchmarks/common.py": "a flag's default",
     "benchmarks/methods.py": "a flag's default",
 }
@@ -157,7 +158,6 @@ NAMING_METHODS = {
     "transfer/sources/nnssl_axes.py": "trainers of nnssl, not methods of ours",
     "benchmarks/step.py": "the default method",
     "benchmarks/reliability.py": "breaks runs of one method",
-    "benchmarks/loader_views.py": "times the views of two methods",
 }
 """Files that name networks or methods in their strings, and why; all others read the registries."""
 

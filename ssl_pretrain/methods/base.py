@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.seeding import derive_seed, host_twin
 from ssl_pretrain.functional.views import Views
-from ssl_pretrain.methods.recipe import OptimizerConfig, build_optimizer, build_schedule, family_of
+from ssl_pretrain.methods.recipe import OptimizerConfig, build_optimizer, build_schedule
 from ssl_pretrain.methods.teacher import Teacher
 from ssl_pretrain.networks.base import Backbone, Need
 from ssl_pretrain.networks.registry import NETWORKS, shown_names
@@ -161,7 +161,7 @@ class Method(LightningModule, ABC):
         if not self.goes_with(setup.backbone.offers):
             raise ValueError(self.refusal(setup.backbone))
         self.config = config
-        self.recipe = config.recipe(family_of(setup.backbone), setup.length.epochs)
+        self.recipe = config.recipe(setup.backbone.family, setup.length.epochs)
         self.backbone = setup.backbone
         self.patch = setup.patch
         self.length = setup.length

@@ -30,14 +30,15 @@ def pooled_features(backbone: Backbone, image: Tensor) -> Tensor:
     """
     if isinstance(backbone, TokenBackbone):
         return backbone.encode_tokens(backbone.embed(image)).float().mean(1)
-    return torch.cat([features.float().mean((2, 3, 4)) for features in backbone.encode(image)], 1)
+    maps = backbone.encode(image)[-len(backbone.features) :]
+    return torch.cat([features.float().mean((2, 3, 4)) for features in maps], 1)
 
 
 def pooled_width(backbone: Backbone) -> int:
     """Length of the vectors of :func:`pooled_features`."""
     if isinstance(backbone, TokenBackbone):
         return backbone.width
-    return sum(feature_map.channels for feature_map in backbone.feature_maps)
+    return sum(feature_map.channels for feature_map in backbone.features)
 
 
 class GatheredBatchNorm(nn.BatchNorm1d):

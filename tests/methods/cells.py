@@ -11,8 +11,8 @@ from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, RunLength,
 from ssl_pretrain.networks import NETWORKS, Backbone, build_backbone
 from ssl_pretrain.networks.registry import kin
 
-CONVOLUTIONAL, TRANSFORMER = (16, 24, 32), (16, 32, 48)
-"""Patches, in voxels: multiples of the cells of each kind, and no cubes."""
+PATCHES = ((16, 24, 32), (16, 32, 48), (32, 32, 64))
+"""Voxels, small ones first, and no cubes."""
 
 CHANNELS = 2
 
@@ -24,7 +24,10 @@ def families() -> list[str]:
 
 def patch_of(network: str) -> tuple[int, int, int]:
     """The patch of a network in these tests."""
-    return CONVOLUTIONAL if NETWORKS[network].token is None else TRANSFORMER
+    divisor = NETWORKS[network].divisor
+    if divisor is None:
+        return PATCHES[0]
+    return next(patch for patch in PATCHES[1:] if all(n % step == 0 for n, step in zip(patch, divisor, strict=True)))
 
 
 def build(
