@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from architectures import STRIDES, architecture
 
+from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import NETWORKS, Backbone, build_backbone
 from ssl_pretrain.networks.registry import kin
+
+SQUARE = {(16, 24, 32): (32, 16, 16), (16, 32, 48): (16, 32, 32), (32, 32, 64): (64, 32, 32)}
+"""The same for methods that turn crops."""
 
 PATCHES = ((16, 24, 32), (16, 32, 48), (32, 32, 64))
 """Voxels, small ones first, and no cubes."""
@@ -22,12 +26,13 @@ def families() -> list[str]:
     return [first for first, *_ in kin()]
 
 
-def patch_of(network: str) -> tuple[int, int, int]:
-    """The patch of a network in these tests."""
-    divisor = NETWORKS[network].divisor
-    if divisor is None:
-        return PATCHES[0]
-    return next(patch for patch in PATCHES[1:] if all(n % step == 0 for n, step in zip(patch, divisor, strict=True)))
+def patch_of(network: str, method: str | None = None) -> tuple[int, int, int]:
+    """The patch of a network in these tests, under a method."""
+    patches, divisor = iter(PATCHES), NETWORKS[network].divisor
+    patch = next(patches)
+    while divisor is not None and (patch == PATCHES[0] or any(n % d for n, d in zip(patch, divisor, strict=True))):
+        patch = next(patches)
+    return SQUARE[patch] if method is not None and METHODS[method].square else patch
 
 
 def build(
@@ -35,20 +40,22 @@ def build(
 ) -> Method:
     """A method on a small network, with plans of anisotropic strides."""
     torch.manual_seed(0)
-    setup = MethodSetup(
-        backbone=backbone_of(network, channels, strides), patch=patch_of(network), length=RunLength(10, 5, 2), seed=1
-    )
+    patch = patch_of(network, method)
+    backbone = backbone_of(network, channels, strides, patch)
+    setup = MethodSetup(backbone=backbone, patch=patch, length=RunLength(10, 5, 2), seed=1)
     return build_method(method, METHODS[method].Config(**config), setup)
 
 
-def backbone_of(network: str, channels: int = CHANNELS, strides: str = "anisotropic") -> Backbone:
+def backbone_of(
+    network: str, channels: int = CHANNELS, strides: str = "anisotropic", patch: Triple | None = None
+) -> Backbone:
     """A small network."""
     return build_backbone(
         network,
         architecture=architecture("plain", STRIDES[strides]),
         input_channels=channels,
         num_classes=3,
-        patch=patch_of(network),
+        patch=patch or patch_of(network),
         settings=NETWORKS[network].tiny,
     )
 
