@@ -12,7 +12,7 @@ from typing import Any
 
 from ssl_pretrain.data.locate import find_dataset
 from ssl_pretrain.files import check_case_names, check_name, read_json, validated, write_json
-from ssl_pretrain.study.arms import Arm, add_arms, check_weights, digest, is_gone, local_file
+from ssl_pretrain.study.arms import Arm, add_arms, check_weights, digest, groups_of, is_gone, local_file
 from ssl_pretrain.study.design import MAY_CHANGE, Size, StudyRun, StudySettings, disagreements, runs_of, sizes_of
 from ssl_pretrain.study.leaks import refuse_supervised, seen_cases
 from ssl_pretrain.study.machine import PREPROCESSED, machine
@@ -81,6 +81,26 @@ class Study:
     def is_done(self, run: StudyRun) -> bool:
         """Whether a run has its result."""
         return (self.run_folder(run) / RESULT).is_file()
+
+    @property
+    def primary(self) -> set[tuple[str, str]]:
+        """Names in tables of arms, with labels of amounts of data, of the comparisons that were named before the runs.
+
+        Raises:
+            ValueError: one names no arm or no amount; says what there is.
+        """
+        compared = [name for name, arms in groups_of(self.arms).items() if arms[0].baseline is not None]
+        found = set()
+        for text in self.settings.primary:
+            arm, _, amount = text.rpartition("@")
+            labels = [size.label for size in self.sizes if size.is_called(amount)]
+            if arm not in compared or not labels:
+                raise ValueError(
+                    f"-primary {text} is none of the comparisons of this study. Arms: {', '.join(compared)}; training "
+                    f"cases: {', '.join(size.label.split()[0] for size in self.sizes)}."
+                )
+            found.add((arm, labels[0]))
+        return found
 
     @property
     def pending(self) -> list[StudyRun]:
@@ -262,6 +282,7 @@ def _prepare(
         warnings=seen_cases(arms, source.name, folds),
         trust_plans=trust_plans,
     )
+    _ = study.primary  # refuses what is none
     write_json(study.to_dict(), folder / FILE)
     for warning in study.warnings:
         log.warning(warning)

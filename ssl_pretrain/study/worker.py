@@ -29,7 +29,7 @@ from ssl_pretrain.study.arms import Arm, check_weights
 from ssl_pretrain.study.design import StudyRun
 from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
 from ssl_pretrain.study.mirror import read_mirrored_plans
-from ssl_pretrain.study.results import mean_dice
+from ssl_pretrain.study.outcomes import mean_dice
 from ssl_pretrain.study.stored import PredictionSummary
 from ssl_pretrain.study.study import FAILURE, LOG, RESULT, Study, versions
 
@@ -137,6 +137,8 @@ def fine_tune(study: Study, run: StudyRun, checkpoint: Path | None, threads: int
     import torch
 
     from ssl_pretrain.study import training
+    from ssl_pretrain.study.probe import probe
+    from ssl_pretrain.study.watch import Watch
 
     torch.set_num_threads(threads if settings.device == "cpu" else 1)
     if env["nnUNet_def_n_proc"] == "1":
@@ -148,18 +150,32 @@ def fine_tune(study: Study, run: StudyRun, checkpoint: Path | None, threads: int
     training.seed_everything(run.seed + 1000 * trainer.current_epoch)
     training.seed_readers(run.seed + 1000 * trainer.current_epoch)
     torch.backends.cudnn.benchmark = True
+    validation = study.folds[run.fold]["validation"]
+
+    def measure(place: Path) -> dict[str, Any]:
+        summary = place / "validation" / "summary.json"
+        return read_summary(summary, study.labels, validation, trainer.dataset_json["file_ending"])
+
+    watch = Watch(trainer, measure, settings.curve, leave_last=not settings.mirroring)
+    if settings.probe and not watch.done:
+        watch.note(probe=probe(watch, settings.probe))
+        training.seed_everything(run.seed)  # the training does not depend on whether there was a probe
     trainer.run_training()
     if not settings.mirroring:
         trainer.inference_allowed_mirroring_axes = None
     trained = time.perf_counter()
     trainer.perform_actual_validation(False)
     now = time.perf_counter()
-    summary = Path(trainer.output_folder) / "validation" / "summary.json"
+    found, facts = measure(Path(trainer.output_folder)), facts_about(trainer)
+    if settings.curve and not settings.mirroring:
+        last = {"steps": facts["steps"], **found, "seconds": round(now - trained, 2)}
+        watch.note(curve=[*(point for point in watch.notes.curve if point.steps < facts["steps"]), last])
     return {
-        **read_summary(summary, study.labels, study.folds[run.fold]["validation"], trainer.dataset_json["file_ending"]),
+        **found,
+        **watch.notes.model_dump(),
         "loaded": loaded,
         "continued": checkpoint is not None,
-        "trained": facts_about(trainer),
+        "trained": facts,
         "seconds": durations(trainer, validation=now - trained, process=now - started),
         "machine": {**machine(settings.device), "threads": threads},
         "versions": versions(),

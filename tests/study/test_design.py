@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_pretrain.study.design import StudyRun, StudySettings, disagreements, runs_of, sizes_of, slug, subset
+from ssl_pretrain.study.design import Size, StudyRun, StudySettings, disagreements, runs_of, sizes_of, slug, subset
 
 TRAIN = [f"case_{i:03d}" for i in range(20)]
 
@@ -93,12 +93,37 @@ def test_settings_survive_json():
         ({"folds": ()}, "-folds are numbers of splits_final.json from 0 on, got none"),
         ({"folds": (-2,)}, "-folds are numbers of splits_final.json from 0 on, got -2"),
         ({"device": "tpu"}, "-device must be one of cuda, cpu, mps, got 'tpu'"),
+        ({"curve": (0.0, 0.5)}, r"-curve are shares of the optimiser steps in \(0, 1\], got 0"),
+        ({"probe": -1}, "-probe is a number of optimiser steps, got -1"),
+        ({"primary": ("MAE",)}, "-primary is ARM@CASES, an arm and its training cases, got 'MAE'"),
         ({"collapsed_below": 1.0}, r"-collapsed_below is a share in \[0, 1\), got 1"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         made(**changes)
+
+
+def test_a_curve_is_in_order_and_has_the_end():
+    assert made(curve=(0.5, 0.1, 0.5)).curve == (0.1, 0.5, 1.0)
+    assert made().curve == ()
+
+
+def test_what_is_looked_at_is_part_of_the_design():
+    stored = made(curve=(0.1,), primary=("MAE@4",))
+    assert disagreements(stored, made(curve=(0.1, 1.0), primary=("MAE@4",))) == []
+    assert disagreements(stored, made(curve=(0.1, 0.2), primary=("MAE@4", "S3D@4"), probe=50)) == [
+        "-curve was 0.1 1.0 and is 0.1 0.2 1.0",
+        "-probe was 0 and is 50",
+        "-primary was MAE@4 and is MAE@4 S3D@4",
+    ]
+
+
+def test_an_amount_is_called_by_its_cases_or_its_share():
+    four, tenth = Size("4 cases", {0: 4, 1: 4}), Size("10 %", {0: 4, 1: 5})
+    assert four.is_called("4") and not four.is_called("5")
+    assert tenth.is_called("10%") and tenth.is_called("10 %") and not tenth.is_called("4")
+    assert Size("10 %", {0: 4}).is_called("4")
 
 
 def test_a_study_may_grow_but_not_change():
