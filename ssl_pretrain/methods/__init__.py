@@ -10,6 +10,7 @@ from ssl_pretrain.methods.simclr import SimCLR, SimCLRConfig
 from ssl_pretrain.methods.simmim import SimMIM, SimMIMConfig
 from ssl_pretrain.methods.spark import SparK, SparKConfig
 from ssl_pretrain.methods.swinunetr_pretraining import SwinUNETRPretraining, SwinUNETRPretrainingConfig
+from ssl_pretrain.methods.voco import VoCo, VoCoConfig
 from ssl_pretrain.methods.volume_fusion import VolumeFusion, VolumeFusionConfig
 
 METHODS: dict[str, type[Method]] = {
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "ModelsGenesis": ModelsGenesis,
     "VolumeFusion": VolumeFusion,
     "SimCLR": SimCLR,
+    "VoCo": VoCo,
     "SwinUNETRPretraining": SwinUNETRPretraining,
 }
 
@@ -81,6 +83,8 @@ __all__ = [
     "SparKConfig",
     "SwinUNETRPretraining",
     "SwinUNETRPretrainingConfig",
+    "VoCo",
+    "VoCoConfig",
     "VolumeFusion",
     "VolumeFusionConfig",
     "build_method",

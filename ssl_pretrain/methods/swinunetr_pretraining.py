@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_pretrain.functional.contrast import nt_xent
+from ssl_pretrain.functional.contrast import nt_xent, partners
 from ssl_pretrain.functional.cutout import draw_boxes, fill_, noise_like
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.views import Views
@@ -129,10 +129,9 @@ class SwinUNETRPretraining(Method):
         errors = (said.reconstruction.float() - drawn.target).abs()
         weight = torch.ones_like(errors) if drawn.counted is None else drawn.counted.expand_as(errors).float()
         reconstruction = (errors * weight).sum() / weight.sum().clamp_min(1.0)
-        own = F.normalize(said.embedding.float(), dim=1)
+        own = F.normalize(said.embedding, dim=1)
         everyone, first = self.gather(own)
-        partner = torch.arange(first, first + len(own), device=own.device) ^ 1
-        contrast = nt_xent(own, everyone, first, partner, config.temperature)
+        contrast = nt_xent(own, everyone, first, partners(first, len(own), own.device), config.temperature)
         loss = config.rotation_weight * rotation + config.contrast_weight * contrast
         loss = loss + config.reconstruction_weight * reconstruction
         right = (said.rotation.argmax(1) == drawn.turns).float().mean()
