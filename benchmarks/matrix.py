@@ -79,7 +79,7 @@ def patch_flags(network: str, number: int, *, square: bool = False) -> list[str]
     divisor, planned = NETWORKS[network].divisor or (1, 1, 1), patch_of(number)
     patch = [max(1, round(n / step)) * step for n, step in zip(planned, divisor, strict=True)]
     if square:
-        patch[1:] = [min(patch[1:])] * 2
+        patch[1:] = [max(patch[1:])] * 2
     return [] if tuple(patch) == planned else ["-patch_size", *map(str, patch)]
 
 

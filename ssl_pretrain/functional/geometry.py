@@ -77,7 +77,8 @@ def check_square(patch: Triple, total_stride: Triple) -> None:
         return
     step = lcm(total_stride[1], total_stride[2])
     sides = sorted({max(step, side // step * step) for side in plane} | {-(-max(plane) // step) * step})
-    works = ", ".join(str((depth, side, side)) for side in sides)
+    # A coarsest map of a single voxel is refused elsewhere.
+    works = ", ".join(str(size) for side in sides if (size := (depth, side, side)) != total_stride)
     raise ValueError(
         f"Patch size {patch}: crops are turned by 90° in the last two axes, and must be as long along H as along W. "
         f"Sizes that work: {works} (-patch_size D H W)."

@@ -8,6 +8,7 @@ import torch
 from cells import batch_for, build, families, generator
 
 from ssl_pretrain.functional.cutout import draw_boxes, fill_, noise_like
+from ssl_pretrain.functional.geometry import check_square
 from ssl_pretrain.methods import MethodSetup, SwinUNETRPretraining, SwinUNETRPretrainingConfig
 from ssl_pretrain.methods.heads import UpsamplingDecoder
 from ssl_pretrain.networks.base import FeatureMap
@@ -170,6 +171,11 @@ def test_a_crop_that_is_not_square_says_what_works():
     backbone = build(NAME, "plans").backbone
     with pytest.raises(ValueError, match=r"\(16, 24, 32\).* as long along .*: \(16, 24, 24\), \(16, 32, 32\)"):
         SwinUNETRPretraining(SwinUNETRPretrainingConfig(), MethodSetup(backbone=backbone, patch=(16, 24, 32)))
+
+
+def test_a_size_that_leaves_a_single_voxel_is_not_proposed():
+    with pytest.raises(ValueError, match=r"Sizes that work: \(32, 64, 64\) \(-patch_size"):
+        check_square((32, 64, 32), (32, 32, 32))
 
 
 @pytest.mark.parametrize(
