@@ -74,12 +74,13 @@ def patch_of(number: int) -> tuple[int, ...]:
     return tuple(plans["configurations"][CONFIGURATION]["patch_size"])
 
 
-def patch_flags(network: str, number: int) -> list[str]:
-    """A patch of whole tokens where the one of the plans is none."""
-    token, patch = NETWORKS[network].token, patch_of(number)
-    if token is None or all(size % step == 0 for size, step in zip(patch, token, strict=True)):
-        return []
-    return ["-patch_size", *(str(max(1, round(n / step)) * step) for n, step in zip(patch, token, strict=True))]
+def patch_flags(network: str, number: int, *, square: bool = False) -> list[str]:
+    """A patch that network and method can work on, where the one of the plans is none."""
+    divisor, planned = NETWORKS[network].divisor or (1, 1, 1), patch_of(number)
+    patch = [max(1, round(n / step)) * step for n, step in zip(planned, divisor, strict=True)]
+    if square:
+        patch[1:] = [max(patch[1:])] * 2
+    return [] if tuple(patch) == planned else ["-patch_size", *map(str, patch)]
 
 
 def pretraining_folder(method: str, network: str, number: int, work: Path) -> Path:
@@ -94,7 +95,8 @@ def pretrain(method: str, network: str, number: int, work: Path) -> dict[str, An
     settings = ["-network_settings", *tiny] if tiny else []
     command = ["nnUNetv2_pretrain", str(number), CONFIGURATION, "0", "-m", method, "-network", network, *settings]
     command += ["-p", SMALL_PLANS, "-epochs", str(EPOCHS), "-iters", str(STEPS), "-val_iters", "1", "-device", "cpu"]
-    command += ["-batch_size", "2", "-num_workers", "0", "-o", str(folder), *patch_flags(network, number)]
+    command += ["-batch_size", "2", "-num_workers", "0", "-o", str(folder)]
+    command += patch_flags(network, number, square=METHODS[method].square)
     started = time.perf_counter()
     output = run(command, {})
     seconds = time.perf_counter() - started

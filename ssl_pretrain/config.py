@@ -18,6 +18,7 @@ from ssl_pretrain.data.spatial import CropConfig
 from ssl_pretrain.files import read_settings
 from ssl_pretrain.functional.geometry import Triple, as_triple
 from ssl_pretrain.methods import OptimizerConfig, find_method
+from ssl_pretrain.networks.request import Setting
 
 Precision = Literal["auto", "32", "bf16", "16"]
 Device = Literal["cuda", "cpu", "mps"]
@@ -91,7 +92,7 @@ class PretrainConfig:
     method: str = "AnatoMask"
     recipe: RecipeName = "default"
     network: str = "plans"
-    network_settings: dict[str, int] = field(default_factory=dict)
+    network_settings: dict[str, Setting] = field(default_factory=dict)
     output_folder: str | None = None
     epochs: int = 1000
     iters: int = 250
@@ -278,7 +279,7 @@ def _as_scalar(value: Any, kind: Any) -> Any:
 
 
 def _options(kind: Any) -> Sequence[Any]:
-    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
 
 
 def _type_name(kind: Any) -> str:

@@ -4,6 +4,7 @@ import pytest
 
 from ssl_pretrain.config import PretrainConfig, convert
 from ssl_pretrain.methods import METHODS, AnatoMaskConfig, SparKConfig
+from ssl_pretrain.networks.request import settings_suffix
 
 
 def config(**changes) -> PretrainConfig:
@@ -160,3 +161,13 @@ def test_differences_leave_out_what_may_change():
 def test_what_is_no_fold_is_refused_before_anything_is_looked_for(fold):
     with pytest.raises(ValueError, match="FOLD must be 'all' or a number from 0 on"):
         config(fold=fold)
+
+
+def test_settings_of_a_network_have_the_types_that_it_takes():
+    given = {"depths": "2,2,6,2", "normalize": "false", "downsample": "mergingv2", "heads": "3"}
+    config = PretrainConfig.from_dict({"dataset": "4", "network_settings": given})
+    settings = {"depths": (2, 2, 6, 2), "normalize": False, "downsample": "mergingv2", "heads": 3}
+    assert config.network_settings == settings
+    assert PretrainConfig.from_dict(config.to_dict()) == config
+    suffix = "_depths2-2-6-2_downsamplemergingv2_heads3_normalizeFalse"
+    assert settings_suffix(settings) == settings_suffix(config.to_dict()["network_settings"]) == suffix

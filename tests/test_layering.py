@@ -142,6 +142,7 @@ def files() -> dict[str, str]:
 
 NAMING_NETWORKS = {
     "data/preparation/planning.py": "nnU-Net's planners; data stands beside networks and cannot see the rows",
+    "finetuning/names.py": "a family of trainers that has the name of its only network",
     "benchmarks/common.py": "a flag's default",
     "benchmarks/methods.py": "a flag's default",
 }

@@ -42,6 +42,7 @@ FAMILIES = {
         "the Primus that the plans name, else M; or of that size", Schedule("warmup"), tuple(PRIMUS_SIZES)
     ),
     "UNETR": TrainerFamily("the UNETR that the plans name, else around ViT-B/16", Schedule("warmup")),
+    "SwinUNETR": TrainerFamily("the Swin UNETR that the plans name, else the published size", Schedule("warmup")),
 }
 
 SCHEDULES = {

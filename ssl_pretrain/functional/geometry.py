@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log2, prod
+from math import lcm, log2, prod
 
 Triple = tuple[int, int, int]
 """Voxels, cells or strides along the axes (D, H, W)."""
@@ -59,6 +59,29 @@ def check_patch(patch: Triple, total_stride: Triple) -> None:
     raise ValueError(
         f"Patch size {patch} is not divisible by the network's total stride {total_stride} along "
         f"{', '.join(AXES[a] for a in wrong)}. Nearest patch sizes that work: {works} (-patch_size D H W)."
+    )
+
+
+def check_square(patch: Triple, total_stride: Triple) -> None:
+    """Refuse a patch that a quarter turn in the last two axes would change in shape.
+
+    Args:
+        patch: voxels per axis.
+        total_stride: of the network, which sizes that work must be a multiple of.
+
+    Raises:
+        ValueError: names sizes that work.
+    """
+    depth, *plane = patch
+    if plane[0] == plane[1]:
+        return
+    step = lcm(total_stride[1], total_stride[2])
+    sides = sorted({max(step, side // step * step) for side in plane} | {-(-max(plane) // step) * step})
+    # A coarsest map of a single voxel is refused elsewhere.
+    works = ", ".join(str(size) for side in sides if (size := (depth, side, side)) != total_stride)
+    raise ValueError(
+        f"Patch size {patch}: crops are turned by 90° in the last two axes, and must be as long along H as along W. "
+        f"Sizes that work: {works} (-patch_size D H W)."
     )
 
 

@@ -9,6 +9,7 @@ from ssl_pretrain.methods.s3d import S3D, S3DConfig
 from ssl_pretrain.methods.simclr import SimCLR, SimCLRConfig
 from ssl_pretrain.methods.simmim import SimMIM, SimMIMConfig
 from ssl_pretrain.methods.spark import SparK, SparKConfig
+from ssl_pretrain.methods.swinunetr_pretraining import SwinUNETRPretraining, SwinUNETRPretrainingConfig
 from ssl_pretrain.methods.voco import VoCo, VoCoConfig
 from ssl_pretrain.methods.volume_fusion import VolumeFusion, VolumeFusionConfig
 
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "VolumeFusion": VolumeFusion,
     "SimCLR": SimCLR,
     "VoCo": VoCo,
+    "SwinUNETRPretraining": SwinUNETRPretraining,
 }
 
 
@@ -79,6 +81,8 @@ __all__ = [
     "SimMIMConfig",
     "SparK",
     "SparKConfig",
+    "SwinUNETRPretraining",
+    "SwinUNETRPretrainingConfig",
     "VoCo",
     "VoCoConfig",
     "VolumeFusion",

@@ -13,10 +13,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 
-from ssl_pretrain.functional.geometry import Triple
+from ssl_pretrain.functional.geometry import Triple, check_square
 from ssl_pretrain.functional.seeding import derive_seed, host_twin
 from ssl_pretrain.functional.views import Views
-from ssl_pretrain.methods.recipe import OptimizerConfig, build_optimizer, build_schedule, family_of
+from ssl_pretrain.methods.recipe import OptimizerConfig, build_optimizer, build_schedule
 from ssl_pretrain.methods.teacher import Teacher
 from ssl_pretrain.networks.base import Backbone, Need
 from ssl_pretrain.networks.registry import NETWORKS, shown_names
@@ -68,11 +68,12 @@ class Output(NamedTuple):
 
     Attributes:
         loss: scalar to minimise.
-        log: numbers worth showing, known to the host: none of them waits for the GPU.
+        log: numbers worth showing: those that the host knows, as they are in the last step of an epoch; and scalars on
+            the device, without gradient, as their mean over the epoch, so that no step waits for the GPU.
     """
 
     loss: Tensor
-    log: Mapping[str, float]
+    log: Mapping[str, float | Tensor]
 
 
 class Column(NamedTuple):
@@ -147,6 +148,7 @@ class Method(LightningModule, ABC):
         needs: what it asks of a network.
         exports: what of the network it trains: the encoder, or the decoder as well.
         masks: whether it hides cells of the image.
+        square: whether crops must be as long along H as along W.
         fewest_cases: cases without which the pretext task makes no sense.
         fewest_samples: samples per step, over all devices, without which it makes none.
         sample_views: crops of a sample: :meth:`views`, unless the constructor decides on more than that knows.
@@ -157,6 +159,7 @@ class Method(LightningModule, ABC):
     needs: ClassVar[Needs] = (frozenset({"decoder"}),)
     exports: Exports = "network"
     masks: ClassVar[bool] = False
+    square: ClassVar[bool] = False
     fewest_cases: ClassVar[int] = 1
     fewest_samples: ClassVar[int] = 1
 
@@ -164,8 +167,10 @@ class Method(LightningModule, ABC):
         super().__init__()
         if not self.goes_with(setup.backbone.offers):
             raise ValueError(self.refusal(setup.backbone))
+        if self.square:
+            check_square(setup.patch, setup.backbone.feature_maps[-1].stride)
         self.config = config
-        self.recipe = config.recipe(family_of(setup.backbone), setup.length.epochs)
+        self.recipe = config.recipe(setup.backbone.family, setup.length.epochs)
         self.backbone = setup.backbone
         self.patch = setup.patch
         self.length = setup.length
@@ -322,6 +327,8 @@ def first_of(batch: Batch, crops: int = 1) -> Batch:
     first: Batch = {"image": batch["image"][:crops]}
     if "ignored" in batch:
         first["ignored"] = batch["ignored"][:crops]
+    if "affine" in batch:
+        first["affine"] = batch["affine"][:crops]
     if "seeds" in batch:
         first["seeds"] = batch["seeds"][:1]
     return first

@@ -7,6 +7,7 @@ from math import prod
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.views import field_of, fit_grid
 from ssl_pretrain.methods.base import MethodSetup
+from ssl_pretrain.methods.contrastive import lacks_statistics
 from ssl_pretrain.networks.base import Backbone
 
 PUBLISHED_SIDE, LEAST_SIDE = 64, 16
@@ -16,7 +17,7 @@ PUBLISHED_SIDE, LEAST_SIDE = 64, 16
 def choose_crops(setup: MethodSetup, wanted: Triple, grid: Triple | None, crop: Triple | None) -> tuple[Triple, Triple]:
     """Grid of base crops and voxels of a crop, as large as the published ones where there is room.
 
-    A convolutional network sees crops of its own patch or smaller; a transformer sees its patch.
+    A transformer of tokens sees its patch; other networks see crops of their patch or smaller.
 
     Args:
         setup: network, patch, and the shape of the cases; where that is not known, they have room.
@@ -28,8 +29,8 @@ def choose_crops(setup: MethodSetup, wanted: Triple, grid: Triple | None, crop: 
         ValueError: the cases have no room for two base crops, or for what was asked for; says what there is room for.
     """
     backbone, patch = setup.backbone, setup.patch
-    transformer = "tokens" in backbone.offers
-    given = crop or (patch if transformer else None)
+    whole = "tokens" in backbone.offers
+    given = crop or (patch if whole else None)
     room = setup.case_shape or field_of(grid or wanted, given or patch)
     free = largest_crops(room, grid or wanted, backbone, patch, finer=grid is not None)
     chosen = fit_grid(room, grid or wanted, given, given, given) if given else free
@@ -40,7 +41,7 @@ def choose_crops(setup: MethodSetup, wanted: Triple, grid: Triple | None, crop: 
     if not _works(*free, backbone):
         raise ValueError(f"{text} Nor for two that this network could see: use larger cases, or another method (-m).")
     counts, sizes = (",".join(map(str, numbers)) for numbers in free)
-    how = f"-patch_size {sizes.replace(',', ' ')} -set" if transformer else f"-set crop={sizes}"
+    how = f"-patch_size {sizes.replace(',', ' ')} -set" if whole else f"-set crop={sizes}"
     raise ValueError(f"{text} There is room for {free[0]} of {free[1]} voxels: {how} grid={counts}.")
 
 
@@ -67,5 +68,5 @@ def largest_crops(
 
 
 def _works(grid: Triple, crop: Triple, backbone: Backbone) -> bool:
-    """Whether there are two crops, of more than the single voxel of the coarsest map that has no statistics."""
-    return prod(grid) >= 2 and crop != backbone.feature_maps[-1].stride
+    """Whether there are two crops that the network can see."""
+    return prod(grid) >= 2 and not lacks_statistics(crop, backbone)

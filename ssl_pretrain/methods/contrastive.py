@@ -90,6 +90,11 @@ class ContrastiveMethod(Method):
         return image
 
 
+def lacks_statistics(crop: Triple, backbone: Backbone) -> bool:
+    """Whether the coarsest map of a crop is a single voxel, of which a convolutional network's norms make nothing."""
+    return backbone.family == "convolutional" and crop == backbone.feature_maps[-1].stride
+
+
 def check_crop(crop: Triple, backbone: Backbone, patch: Triple) -> None:
     """Refuse crops of a size that the network cannot take.
 
@@ -103,8 +108,9 @@ def check_crop(crop: Triple, backbone: Backbone, patch: Triple) -> None:
         raise ValueError(
             f"crop {crop}: a transformer sees its whole patch {patch}. Use that as -patch_size, or -set crop=None."
         )
-    if crop == stride or any(size % step for size, step in zip(crop, stride, strict=True)):
+    if lacks_statistics(crop, backbone) or any(size % step for size, step in zip(crop, stride, strict=True)):
+        longer = ", and at least one of them twice as long" if backbone.family == "convolutional" else ""
         raise ValueError(
-            f"crop {crop}: every axis must be a multiple of the network's total stride {stride}, and at "
-            "least one of them twice as long (-set crop=D,H,W)."
+            f"crop {crop}: every axis must be a multiple of the network's total stride {stride}{longer} "
+            "(-set crop=D,H,W)."
         )

@@ -7,7 +7,6 @@ from typing import cast
 from torch import Tensor, nn
 
 from ssl_pretrain.networks.base import Backbone
-from ssl_pretrain.networks.tokens import TokenBackbone
 
 
 class DenseNetwork(nn.Module):
@@ -50,5 +49,4 @@ def train_only_used(backbone: Backbone, head: nn.Module, drop_path: float = 0.0,
     named = backbone.network.named_parameters(remove_duplicate=False)
     used = {id(p) for name, p in named if name in keys} | {id(p) for p in head.parameters()}
     freeze_all_but(used, backbone.network)
-    if isinstance(backbone, TokenBackbone):
-        backbone.set_drop_path(drop_path)
+    backbone.set_drop_path(drop_path)

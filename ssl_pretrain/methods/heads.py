@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ssl_pretrain.functional.contrast import full_precision
+from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.methods.dense import train_only_used
-from ssl_pretrain.networks.base import Backbone
+from ssl_pretrain.networks.base import Backbone, FeatureMap
 from ssl_pretrain.networks.tokens import TokenBackbone
 
 ProjectorNorm = Literal["batch", "layer"]
+TURNS = 4
+"""Rotations by multiples of 90° that are told apart."""
 HIDDEN = 3
 """Modules of a projector up to its first hidden features: a linear layer, a norm, ReLU."""
 
@@ -33,14 +36,15 @@ def pooled_features(backbone: Backbone, image: Tensor) -> Tensor:
     """
     if isinstance(backbone, TokenBackbone):
         return backbone.encode_tokens(backbone.embed(image)).float().mean(1)
-    return torch.cat([features.float().mean((2, 3, 4)) for features in backbone.encode(image)], 1)
+    maps = backbone.encode(image)[-len(backbone.features) :]
+    return torch.cat([features.float().mean((2, 3, 4)) for features in maps], 1)
 
 
 def pooled_width(backbone: Backbone) -> int:
     """Length of the vectors of :func:`pooled_features`."""
     if isinstance(backbone, TokenBackbone):
         return backbone.width
-    return sum(feature_map.channels for feature_map in backbone.feature_maps)
+    return sum(feature_map.channels for feature_map in backbone.features)
 
 
 class GatheredBatchNorm(nn.BatchNorm1d):
@@ -108,3 +112,81 @@ def projected(projector: nn.Module, pooled: Tensor) -> Tensor:
     """What a projector makes of pooled features (B, F), in full precision: (B, E)."""
     with full_precision(pooled.device):
         return cast("Tensor", projector(pooled))
+
+
+class UpsamplingDecoder(nn.Sequential):
+    """A light decoder on the bottleneck alone: convolution, instance norm, LeakyReLU and trilinear upsampling per step.
+
+    Widths mirror those of the encoder; finer than its finest map, each step halves them.
+
+    Args:
+        maps: that the encoder computes, fine to coarse.
+        channels: of the image.
+    """
+
+    def __init__(self, maps: Sequence[FeatureMap], channels: int) -> None:
+        *finer, (width, stride) = maps
+        steps = [entry for entry in reversed(finer) if entry.stride != stride]
+        layers: list[nn.Module] = []
+        while max(stride) > 1:
+            halved = cast("Triple", tuple(s // 2 if s % 2 == 0 else 1 for s in stride))
+            after, target = steps.pop(0) if steps else FeatureMap(max(channels, width // 2), halved)
+            factors = tuple(before // now for before, now in zip(stride, target, strict=True))
+            layers += [
+                nn.Conv3d(width, after, 3, padding=1),
+                nn.InstanceNorm3d(after, affine=True),
+                nn.LeakyReLU(inplace=True),
+                nn.Upsample(scale_factor=factors, mode="trilinear"),
+            ]
+            width, stride = after, target
+        super().__init__(*layers, nn.Conv3d(width, channels, 1))
+
+
+class Answers(NamedTuple):
+    """What the network says of views.
+
+    Attributes:
+        reconstruction: (B, C, D, H, W).
+        rotation: logits (B, 4) of the multiples of 90°.
+        embedding: (B, E).
+    """
+
+    reconstruction: Tensor
+    rotation: Tensor
+    embedding: Tensor
+
+
+class PretrainingHeads(nn.Module):
+    """A network with a decoder for the image, and two linear heads on its pooled bottleneck.
+
+    Networks with instance norm make of every image much the same means: a norm over the views brings their
+    differences out.
+
+    Args:
+        backbone: the network.
+        embedding: channels of the embeddings.
+        drop_path: of a transformer.
+        gather: see :class:`GatheredBatchNorm`.
+        own: whether the network's own decoder reconstructs.
+
+    Raises:
+        ValueError: own, and there is none.
+    """
+
+    def __init__(self, backbone: Backbone, embedding: int, drop_path: float, gather: Gather, *, own: bool) -> None:
+        super().__init__()
+        self.backbone, self.own = backbone, own
+        channels, width = backbone.input_channels, backbone.features[-1].channels
+        self.image = backbone.new_head(channels) if own else UpsamplingDecoder(backbone.features, channels)
+        self.norm = GatheredBatchNorm(width, gather)
+        self.rotation, self.contrast = nn.Linear(width, TURNS), nn.Linear(width, embedding)
+        heads = nn.ModuleList([self.image, self.rotation, self.contrast])
+        train_only_used(backbone, heads, drop_path, decoder=own)
+
+    def forward(self, image: Tensor) -> Answers:
+        """(B, C, D, H, W) -> what is said of it."""
+        maps = self.backbone.encode(image)
+        made = self.image(self.backbone.decode_features(maps) if self.own else maps[-1])
+        with full_precision(image.device):
+            pooled = self.norm(maps[-1].float().mean((2, 3, 4)))
+            return Answers(made, self.rotation(pooled), self.contrast(pooled))

@@ -1,8 +1,8 @@
 """MAE: masked autoencoding of a whole segmentation network, as in OpenMind (Wald et al. 2024, arXiv 2412.17041).
 
-A convolutional network gets the image with its masked cells set to 0, the mean of a z-scored image, and reconstructs it
-through its own decoder and skip connections. A Primus encodes the visible tokens only (He et al. 2022, arXiv
-2111.06377); a short second transformer fills in the masked ones. The loss looks at masked voxels only.
+A convolutional network, or a Swin UNETR, gets the image with its masked cells set to 0, the mean of a z-scored image,
+and reconstructs it through its own decoder and skip connections. A Primus encodes the visible tokens only (He et al.
+2022, arXiv 2111.06377); a short second transformer fills in the masked ones. The loss looks at masked voxels only.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MAE(MaskedMethod):
 
     Config: ClassVar[type[MAEConfig]] = MAEConfig
     config: MAEConfig
-    needs: ClassVar[Needs] = (frozenset({"convolutions", "decoder"}), frozenset({"kept tokens", "decoder"}))
+    needs: ClassVar[Needs] = tuple(frozenset({kind, "decoder"}) for kind in ("convolutions", "windows", "kept tokens"))
     citations: ClassVar[tuple[str, ...]] = (
         "He, K. et al. Masked Autoencoders Are Scalable Vision Learners. CVPR 2022, arXiv:2111.06377.",
         "Wald, T. et al. An OpenMind for 3D medical vision self-supervised learning. ICCV 2025, arXiv:2412.17041.",
@@ -84,7 +84,7 @@ class MAE(MaskedMethod):
                 raise ValueError("mask_channels=each is not possible with a transformer: its tokens hold all channels.")
             self.network = TokenMAENetwork(cast("PrimusBackbone", backbone), config, self.masked)
         else:
-            self.network = MaskedDenseNetwork(backbone, backbone.input_channels)
+            self.network = MaskedDenseNetwork(backbone, backbone.input_channels, config.drop_path)
 
     @property
     def trained(self) -> nn.Module:
@@ -101,7 +101,7 @@ class MAE(MaskedMethod):
 
 
 class MaskedDenseNetwork(DenseNetwork):
-    """A convolutional network that sees 0 where the image is masked."""
+    """A network that sees 0 where the image is masked."""
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """Image (B, C, D, H, W) and mask (B or B·C, *grid), True where masked -> (B, C, D, H, W)."""

@@ -16,6 +16,7 @@ from ssl_pretrain.functional.masking import Cells, count_masked, repeat_to, samp
 from ssl_pretrain.functional.patches import from_cells, to_cells
 from ssl_pretrain.methods.base import Batch, Column, Method, Output, first_of, one_per_channel
 from ssl_pretrain.networks.base import Backbone
+from ssl_pretrain.networks.swin import SwinBackbone
 from ssl_pretrain.networks.tokens import TokenBackbone
 
 FINEST: tuple[Triple, ...] = ((1, 1, 1),)
@@ -167,6 +168,8 @@ def hide(image: Tensor, mask: Tensor) -> Tensor:
 def cell_of(wanted: Triple | None, patch: Triple, backbone: Backbone) -> Triple:
     """The mask cell of a method that masks the image: a token of a transformer, else about 16 voxels per axis.
 
+    In a Swin UNETR a cell is of whole tokens: what is masked in a token would hide what is not.
+
     Raises:
         ValueError: it does not divide the patch, or is no token.
     """
@@ -176,5 +179,5 @@ def cell_of(wanted: Triple | None, patch: Triple, backbone: Backbone) -> Triple:
         return backbone.token
     # Any cell that divides the patch will do, as the mask is applied to the image alone; the default is SparK's.
     cell = wanted or default_cell(patch, [m.stride for m in backbone.feature_maps])
-    check_cell(cell, patch, FINEST)
+    check_cell(cell, patch, [backbone.token] if isinstance(backbone, SwinBackbone) else FINEST)
     return cell

@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ssl_pretrain.functional.schedules import warmup_cosine, warmup_polynomial
-from ssl_pretrain.networks.base import Backbone, Family
-from ssl_pretrain.networks.tokens import TokenBackbone
+from ssl_pretrain.networks.base import Family
 
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["cosine", "poly"]
@@ -140,11 +139,6 @@ class OptimizerConfig:
     def warmup(self, family: Family, epochs: int) -> float:
         """Epochs of warm-up of a run of so many epochs."""
         return min(WARMUP[family], epochs * LONGEST_WARMUP) if self.warmup_epochs is None else self.warmup_epochs
-
-
-def family_of(backbone: Backbone) -> Family:
-    """The kind of network that decides about the defaults."""
-    return "transformer" if isinstance(backbone, TokenBackbone) else "convolutional"
 
 
 def check_choices(config: OptimizerConfig) -> None:

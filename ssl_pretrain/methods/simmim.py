@@ -1,7 +1,9 @@
 """SimMIM: masked tokens are replaced and predicted (Xie et al. 2022, arXiv 2111.09886), in 3-D.
 
 The projection of a masked cell is replaced by a mask token *before* positions are added, so that the network knows
-which cell it is to predict; all tokens run through the encoder, and a light head gives the voxels.
+which cell it is to predict; all tokens run through the encoder, and a light head gives the voxels. In a Swin UNETR a
+cell is of many tokens, and its own decoder gives the voxels, as in the masked form of disruptive autoencoders
+(Valanarasu et al. 2023, arXiv 2307.16896).
 """
 
 from __future__ import annotations
@@ -13,19 +15,23 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.losses import absolute_errors, squared_errors
+from ssl_pretrain.functional.masking import repeat_to
 from ssl_pretrain.functional.patches import to_cells
 from ssl_pretrain.methods.base import Exports, MethodSetup, Needs
-from ssl_pretrain.methods.dense import train_only_used
+from ssl_pretrain.methods.dense import DenseNetwork, train_only_used
 from ssl_pretrain.methods.mae import TOKEN_STD
-from ssl_pretrain.methods.masking import Hidden, MaskedMethod, check_ratio
+from ssl_pretrain.methods.masking import Hidden, MaskedMethod, cell_of, check_ratio, hide
 from ssl_pretrain.methods.recipe import OptimizerConfig
 from ssl_pretrain.networks.primus import PrimusBackbone
+from ssl_pretrain.networks.swin import SwinBackbone
 from ssl_pretrain.networks.tokens import TokenBackbone
 
 PRIMUS = {"mask_ratio": 0.75, "error": "mse"}
 VIT = {"mask_ratio": 0.7, "error": "l1"}
-"""Published: OpenMind's with Primus, SimMIM3D's with a ViT of 16³ tokens."""
+SWIN = {"mask_ratio": 0.6, "error": "l1"}
+"""Published: OpenMind's with Primus, SimMIM3D's with a ViT of 16³ tokens, that of disruptive autoencoders with Swin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +39,15 @@ class SimMIMConfig(OptimizerConfig):
     """Settings of SimMIM.
 
     Attributes:
-        mask_ratio: share of the tokens that is masked; None for 0.75 with Primus and 0.7 with ViT.
-        error: ``mse`` or ``l1``; ``auto`` is mse with Primus and l1 with ViT.
+        mask_ratio: share of the cells that is masked; None for 0.75 with Primus, 0.7 with ViT and 0.6 with Swin.
+        mask_cell: voxels per axis of a cell of a Swin UNETR, a multiple of its tokens of 2³; None for about 16 per
+            axis. In other transformers a cell is a token.
+        error: ``mse`` or ``l1``; ``auto`` is mse with Primus and l1 with ViT and Swin.
         drop_path: rate in the blocks of the transformer while it is pretrained.
     """
 
     mask_ratio: float | None = None
+    mask_cell: Triple | None = None
     error: Literal["auto", "mse", "l1"] = "auto"
     drop_path: float = 0.2
 
@@ -52,7 +61,7 @@ class SimMIM(MaskedMethod):
 
     Config: ClassVar[type[SimMIMConfig]] = SimMIMConfig
     config: SimMIMConfig
-    needs: ClassVar[Needs] = (frozenset({"tokens"}),)
+    needs: ClassVar[Needs] = (frozenset({"tokens"}), frozenset({"windows", "decoder"}))
     exports: Exports = "encoder"
     citations: ClassVar[tuple[str, ...]] = (
         "Xie, Z. et al. SimMIM: A Simple Framework for Masked Image Modeling. CVPR 2022, arXiv:2111.09886.",
@@ -60,13 +69,18 @@ class SimMIM(MaskedMethod):
 
     def __init__(self, config: SimMIMConfig, setup: MethodSetup) -> None:
         super().__init__(config, setup)
-        backbone = cast("TokenBackbone", setup.backbone)
-        published = PRIMUS if isinstance(backbone, PrimusBackbone) else VIT
+        backbone = setup.backbone
+        windows = "windows" in backbone.offers
+        published = SWIN if windows else PRIMUS if isinstance(backbone, PrimusBackbone) else VIT
         ratio = config.mask_ratio if config.mask_ratio is not None else cast("float", published["mask_ratio"])
-        self.set_cells(backbone.token, ratio)
+        self.set_cells(cell_of(config.mask_cell, self.patch, backbone), ratio)
         error = published["error"] if config.error == "auto" else config.error
         self.errors = absolute_errors if error == "l1" else squared_errors
-        self.network = SimMIMNetwork(backbone, config.drop_path)
+        self.network: SimMIMNetwork | WindowedSimMIMNetwork
+        if windows:
+            self.network = WindowedSimMIMNetwork(cast("SwinBackbone", backbone), self.cell, config.drop_path)
+        else:
+            self.network = SimMIMNetwork(cast("TokenBackbone", backbone), config.drop_path)
         self.exports = "network" if self.network.own_decoder else "encoder"
 
     @property
@@ -111,3 +125,33 @@ class SimMIMNetwork(nn.Module):
             return cast("Tensor", self.head(features))
         maps = [backbone.tokens_to_map(features)]
         return to_cells(self.head(backbone.decode_features(maps)), backbone.token)
+
+
+class WindowedSimMIMNetwork(DenseNetwork):
+    """A Swin UNETR with a mask token, and a fresh head on its own decoder.
+
+    The decoder sees the image at full resolution as well: there, masked cells are 0.
+
+    Args:
+        backbone: the Swin UNETR.
+        cell: voxels of a mask cell per axis, a multiple of the network's tokens.
+        drop_path: of its blocks.
+    """
+
+    backbone: SwinBackbone
+    own_decoder = True
+
+    def __init__(self, backbone: SwinBackbone, cell: Triple, drop_path: float) -> None:
+        super().__init__(backbone, backbone.input_channels, drop_path)
+        self.cell = cell
+        self.mask_token = nn.Parameter(torch.empty(backbone.width))
+        nn.init.trunc_normal_(self.mask_token, std=TOKEN_STD)
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """Image (B, C, D, H, W) and mask (B, *grid), True where masked -> cells (B, L, V)."""
+        visible = hide(image, mask)
+        tokens = self.backbone.embed(visible)
+        masked = repeat_to(mask, (tokens.shape[2], tokens.shape[3], tokens.shape[4])).unsqueeze(1)
+        tokens = torch.where(masked, self.mask_token.to(tokens.dtype).view(-1, 1, 1, 1), tokens)
+        maps = [visible, *self.backbone.hidden_states(tokens)]
+        return to_cells(self.head(self.backbone.decode_features(maps)), self.cell)

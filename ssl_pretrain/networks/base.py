@@ -15,9 +15,9 @@ from ssl_pretrain.networks.decoding import PARTS, Decoding, head_like
 Family = Literal["convolutional", "transformer"]
 """Kinds of networks, which are optimised differently."""
 
-Need = Literal["convolutions", "tokens", "kept tokens", "decoder"]
-"""What methods ask of a network: an encoder of convolutions, or one of tokens, that it can run on the tokens it is told
-to keep, a decoder of its own."""
+Need = Literal["convolutions", "windows", "tokens", "kept tokens", "decoder"]
+"""What methods ask of a network: an encoder of convolutions; or one of windows of tokens, which sees images of any
+size; or one of tokens of one patch, that it can run on the tokens it is told to keep; a decoder of its own."""
 
 
 class FeatureMap(NamedTuple):
@@ -67,14 +67,18 @@ class Backbone(nn.Module):
         encoder: image (B, C, D, H, W) -> list of feature maps, fine to coarse; its parameters are the network's.
         feature_maps: channels and cumulative stride of each of these maps.
         architecture: dotted path of the network's class, and its keyword arguments where they are known.
+        family: what optimises it.
         encoder_offers: what methods may ask of the encoder.
+        decodes_image: whether the first map is the image itself, which the decoder sees: it is none of the features.
         normalises_over_space: whether a map of a single voxel has no statistics to normalise by.
     """
 
     architecture: str = ""
     architecture_kwargs: dict[str, object] | None = None
     architecture_imports: tuple[str, ...] = ()
+    family: Family = "convolutional"
     encoder_offers: frozenset[Need] = frozenset({"convolutions"})
+    decodes_image: bool = False
     normalises_over_space: bool = True
 
     def __init__(
@@ -89,6 +93,14 @@ class Backbone(nn.Module):
     def encode(self, x: Tensor) -> list[Tensor]:
         """(B, C, D, H, W) -> feature maps, fine to coarse."""
         return cast("list[Tensor]", self.encoder(x))
+
+    @property
+    def features(self) -> tuple[FeatureMap, ...]:
+        """Channels and strides of the maps that the encoder computes; :meth:`encode` gives them last."""
+        return self.feature_maps[self.decodes_image :]
+
+    def set_drop_path(self, rate: float) -> None:
+        """Drop residual branches of a transformer in training; a convolutional network has none."""
 
     @property
     def anatomy(self) -> Anatomy:

@@ -10,13 +10,14 @@ from os.path import commonprefix
 from typing import Any
 
 from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.networks import primus, resenc, vit
+from ssl_pretrain.networks import primus, resenc, swin, vit
 from ssl_pretrain.networks.base import Backbone, Family, Need
 from ssl_pretrain.networks.custom import build_custom_backbone
 from ssl_pretrain.networks.primus import PRIMUS_SIZES, PrimusBackbone, build_planned_primus, build_primus, primus_size
 from ssl_pretrain.networks.request import NetworkRequest, check_settings
 from ssl_pretrain.networks.resenc import RESENC_PRESETS, build_resenc
 from ssl_pretrain.networks.stunet import STUNET_PATH, STUNET_SIZES, STUNet, stunet_kwargs
+from ssl_pretrain.networks.swin import SWIN_PATH, SwinBackbone, build_planned_swin, build_swin
 from ssl_pretrain.networks.tokens import TokenBackbone
 from ssl_pretrain.networks.trust import refuse_foreign_code
 from ssl_pretrain.networks.vit import UNETR_PATH, build_planned_vit, build_vit
@@ -38,7 +39,7 @@ class NetworkRow:
             sizes.
         trainer: of ours, which fine-tunes it by nnU-Net whatever the plans say; empty where nnU-Net's own trainer is
             the only one.
-        token: voxels of a token, which the patch must be a multiple of; None for a U-Net, whose plans say it.
+        divisor: voxels that the patch must be a multiple of per axis; None for a U-Net, whose plans say it.
         tiny: ``-network_settings`` that make it small, for trials and tests.
     """
 
@@ -47,7 +48,7 @@ class NetworkRow:
     offers: frozenset[Need]
     paths: tuple[str, ...]
     trainer: str = ""
-    token: Triple | None = None
+    divisor: Triple | None = None
     tiny: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -69,6 +70,8 @@ def _build_plans(request: NetworkRequest) -> Backbone:
         return build_planned_primus(request)
     if request.architecture["network_class_name"] == UNETR_PATH:
         return build_planned_vit(request)
+    if request.architecture["network_class_name"] == SWIN_PATH:
+        return build_planned_swin(request)
     refuse_foreign_code(request.architecture, trust_plans=request.trust_plans)
     # nnU-Net is imported only where its own network is asked for: the step benchmark runs without it.
     from ssl_pretrain.networks.plans import build_plans_backbone
@@ -116,6 +119,15 @@ NETWORKS: dict[str, NetworkRow] = {
         "UNETRTrainer_ft",
         vit.TOKEN,
         {"width": 32, "depth": 4, "heads": 4},
+    ),
+    "SwinUNETR": NetworkRow(
+        build_swin,
+        "transformer",
+        SwinBackbone.encoder_offers | {"decoder"},
+        (SWIN_PATH,),
+        "SwinUNETRTrainer_ft",
+        swin.STRIDE,
+        {"feature_size": 4, "depths": 1, "heads": 1, "window": 4},
     ),
 }
 """Name after ``-network`` -> the network."""
@@ -204,7 +216,7 @@ def build_backbone(
         num_classes: segmentation heads of the dataset.
         patch: voxels of the patch per axis (D, H, W).
         settings: fields of the network's size that are to differ from the published one: ``width``, ``depth`` and
-            ``heads`` of a transformer, ``width``, ``widest`` and ``depth`` of a ResEnc.
+            ``heads`` of a transformer, ``width``, ``widest`` and ``depth`` of a ResEnc, the fields of a SwinSize.
         trust_plans: whether the architecture may name code of packages other than
             :data:`~ssl_pretrain.networks.trust.TRUSTED`, which is then imported and called.
 

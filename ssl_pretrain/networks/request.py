@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from ssl_pretrain.functional.geometry import Triple
+
+Downsample = Literal["merging", "mergingv2"]
+"""How neighbours are merged in a Swin transformer."""
+
+Setting = int | bool | tuple[int, int, int, int] | Downsample
+"""A value after ``-network_settings``."""
 
 Size = TypeVar("Size")
 """A frozen dataclass that says how large a network is, and checks itself."""
@@ -47,6 +53,12 @@ def with_settings(size: Size, settings: Mapping[str, Any], network: str) -> Size
     known = [entry.name for entry in fields(cast("Any", size))]
     check_settings(settings, known, network)
     return cast("Size", replace(cast("Any", size), **settings))
+
+
+def settings_suffix(settings: Mapping[str, Any]) -> str:
+    """Settings as a part of the name of plans: ``_depths2-2-6-2_heads3``."""
+    texts = {n: "-".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v) for n, v in settings.items()}
+    return "".join(f"_{name}{text}" for name, text in sorted(texts.items()))
 
 
 def check_settings(settings: Mapping[str, Any], known: list[str], network: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_pretrain.functional.geometry import Triple, check_patch, grid_of
-from ssl_pretrain.networks.base import Backbone, FeatureMap, Need
+from ssl_pretrain.networks.base import Backbone, Family, FeatureMap, Need
 
 
 class DropPath(nn.Module):
@@ -28,10 +28,10 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, E) -> the same, whole samples set to 0."""
+        """(B, …) -> the same, whole samples set to 0."""
         if not self.training or self.rate == 0.0:
             return x
-        kept = x.new_empty(len(x), 1, 1).bernoulli_(1.0 - self.rate)
+        kept = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1.0 - self.rate)
         return x * (kept / (1.0 - self.rate))
 
 
@@ -155,6 +155,7 @@ class TokenBackbone(Backbone):
     """
 
     encoder: TokenEncoder
+    family: Family = "transformer"
     encoder_offers: frozenset[Need] = frozenset({"tokens"})
 
     def __init__(

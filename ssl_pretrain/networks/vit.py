@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.networks.base import FeatureMap
+from ssl_pretrain.networks.monai_parts import monai_parts
 from ssl_pretrain.networks.request import NetworkRequest, check_counts, with_settings
 from ssl_pretrain.networks.tokens import (
     DropPath,
@@ -97,7 +98,7 @@ class UNETR(nn.Module):
         patch = cast("Triple", tuple(int(n) for n in patch_size))
         self.token_grid = check_token_patch(patch, TOKEN)
         self.taps = tuple(depth * quarter // 4 for quarter in (1, 2, 3))
-        nets = _monai_nets()
+        nets = monai_parts("ViT_B16").nets
         self.vit = _vit(nets, size, input_channels, patch)
         made = nets.UNETR(
             input_channels, num_classes, patch, FEATURES, size.width, 4 * size.width, size.heads, proj_type="conv"
@@ -199,6 +200,7 @@ def _backbone(size: ViTSize, request: NetworkRequest) -> TokenBackbone:
     encoder = ViTEncoder(network)
     maps = [FeatureMap(request.input_channels, (1, 1, 1)), *[FeatureMap(encoder.width, TOKEN)] * 4]
     backbone = TokenBackbone(network, encoder, maps, request.input_channels)
+    backbone.decodes_image = True
     backbone.architecture = UNETR_PATH
     backbone.architecture_kwargs = asdict(size)
     return backbone
@@ -224,14 +226,3 @@ def _vit(nets: Any, size: ViTSize, input_channels: int, patch: Triple) -> nn.Mod
         # parameters, which nothing would ever train.
         block.cross_attn = block.norm_cross_attn = nn.Identity()
     return vit
-
-
-def _monai_nets() -> Any:
-    try:
-        from monai.networks import nets
-    except ImportError as error:
-        raise ValueError(
-            f"ViT_B16 is made of MONAI's parts, and MONAI cannot be imported ({error}). "
-            "Install it: pip install anatomask[monai]"
-        ) from error
-    return nets

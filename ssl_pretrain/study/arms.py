@@ -16,6 +16,7 @@ from ssl_pretrain.files import check_name
 from ssl_pretrain.finetuning.names import parse_trainer_name
 from ssl_pretrain.finetuning.schedules import course_of
 from ssl_pretrain.networks.registry import rows_of, trainer_of
+from ssl_pretrain.networks.request import settings_suffix
 from ssl_pretrain.study.design import StudySettings
 from ssl_pretrain.study.names import name_arms, unique
 
@@ -270,7 +271,7 @@ def _planned(about: Mapping[str, Any], network: str) -> str:
         # What the run was configured with is what the weights were adapted from.
         return str((about.get("plans") or {}).get("plans_name") or PLANS)
     config = about.get("config") or {}
-    sizes = "".join(f"_{name}{value}" for name, value in sorted((config.get("network_settings") or {}).items()))
+    sizes = settings_suffix(config.get("network_settings") or {})
     base = str(config.get("plans") or PLANS)
     return base if network == "plans" or ":" in network else f"{base}_{network}{sizes}"
 

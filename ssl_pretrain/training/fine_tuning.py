@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ssl_pretrain.data.locate import dataset_number
 from ssl_pretrain.networks.registry import trainer_of
+from ssl_pretrain.networks.request import settings_suffix
 from ssl_pretrain.training.prepare import Run
 from ssl_pretrain.transfer.plans import write_network_plans
 
@@ -69,7 +70,6 @@ def write_plans(run: Run) -> Path:
     config = run.config
     if config.network == "plans" or ":" in config.network:
         return run.files.plans
-    sizes = "".join(f"_{name}{value}" for name, value in sorted(config.network_settings.items()))
     configuration, backbone = run.plan.configuration, run.method.backbone
-    name, spare = config.network + sizes, run.files.spare
+    name, spare = config.network + settings_suffix(config.network_settings), run.files.spare
     return write_network_plans(run.files.plans, configuration, name, backbone, run.patch, spare)

@@ -19,9 +19,7 @@ from ssl_pretrain.networks.resenc import OPENMIND
 from ssl_pretrain.transfer.plans import resolve_configuration
 from ssl_pretrain.transfer.sources.pickles import first_line
 
-CLASSES = {
-    name: path for row in NETWORKS.values() for path in row.paths if (name := path.rpartition(".")[2]) not in NETWORKS
-}
+CLASSES = {path.rpartition(".")[2]: path for row in NETWORKS.values() for path in row.paths}
 """Networks that an ``nnssl_adaptation_plan`` names by their class alone, with their arguments beside it."""
 
 NAMES = {f"NoSkip{OPENMIND}": OPENMIND}
@@ -210,8 +208,9 @@ def _architecture(described: Mapping[str, Any], file: Path) -> dict[str, Any]:
     name = described["arch_class_name"]
     if name not in CLASSES:
         raise ValueError(
-            f"{file} is of the network {name!r}, which we cannot build. Known: {', '.join((*CLASSES, *NAMES))}, and "
-            f"{', '.join(NETWORKS)}. Build it yourself and load it: load_pretrained(network, file)."
+            f"{file} is of the network {name!r}, which we cannot build. Known: "
+            f"{', '.join(dict.fromkeys((*CLASSES, *NAMES, *NETWORKS)))}. Build it yourself and load it: "
+            "load_pretrained(network, file)."
         )
     return {
         "network_class_name": CLASSES[name],

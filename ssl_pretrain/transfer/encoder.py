@@ -15,6 +15,7 @@ from torch.nn import functional
 from ssl_pretrain.functional.geometry import Triple, grid_of
 from ssl_pretrain.networks.anatomy import is_rotary
 from ssl_pretrain.networks.base import Backbone, FeatureMap, StagedEncoder
+from ssl_pretrain.networks.swin import SwinEncoder
 from ssl_pretrain.networks.tokens import TokenEncoder, resize_positions, untyped
 from ssl_pretrain.transfer.blueprint import Blueprint, blueprint_of
 from ssl_pretrain.transfer.load import load_pretrained
@@ -79,7 +80,7 @@ class PretrainedEncoder(nn.Module):
             ValueError: another number of axes or channels, or an image too small for the strides.
         """
         maps = cast("list[Tensor]", self.encoder(functional.pad(image, self._margins(image))))
-        # A UNETR's decoder sees the image as well; it is no feature.
+        # The decoder of a UNETR and of a Swin UNETR sees the image as well; it is no feature.
         maps = maps[-len(self.feature_maps) :]
         return Features(maps, torch.cat([one.mean((2, 3, 4)) for one in self._pooled(maps)], 1))
 
@@ -180,9 +181,11 @@ def _pretrained_part(backbone: Backbone, given: set[int], file: Path) -> tuple[n
         _require(encoder, given, file)
         state = backbone.network.state_dict(keep_vars=True)
         positions = cast("Tensor", state[backbone.position_keys[0]])
-        return AnyGrid(encoder, positions), [entry for entry in maps if entry.stride == encoder.token]
+        return AnyGrid(encoder, positions), backbone.features
+    if isinstance(encoder, SwinEncoder):
+        _require(encoder, given, file)
     if not isinstance(encoder, StagedEncoder):
-        return encoder, maps
+        return encoder, backbone.features
     _require(encoder.first(1), given, file)
     stages = next((n for n, stage in enumerate(encoder.stages) if _missing(stage, given)), len(maps))
     return encoder.first(stages), maps[:stages]

@@ -55,7 +55,7 @@ def every_name():
 
 def test_every_valid_combination_is_read_and_written():
     names = dict(every_name())
-    assert len(names) == (1 + 4 + 5 + 1) * 2 * 3 * len(WRITTEN) * len(OPTIMIZERS_WRITTEN)
+    assert len(names) == (1 + 4 + 5 + 1 + 1) * 2 * 3 * len(WRITTEN) * len(OPTIMIZERS_WRITTEN)
     for name, setting in names.items():
         assert parse_trainer_name(name) == setting
         assert str(setting) == name

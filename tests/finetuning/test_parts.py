@@ -18,14 +18,15 @@ NETWORKS = {
     "ResEncL": ("ResEncL", {"width": 4, "widest": 8, "depth": 1}, "isotropic"),
     "PrimusM": ("PrimusM", SMALL, "isotropic"),
     "ViT_B16": ("ViT_B16", SMALL, "isotropic"),
+    "SwinUNETR": ("SwinUNETR", {"feature_size": 4, "depths": 1, "heads": 1, "window": 4}, "isotropic"),
 }
-DEPTHS = {"plain": 3, "residual": 4, "STUNet_small": 6, "ResEncL": 7, "PrimusM": 5, "ViT_B16": 5}
+DEPTHS = {"plain": 3, "residual": 4, "STUNet_small": 6, "ResEncL": 7, "PrimusM": 5, "ViT_B16": 5, "SwinUNETR": 5}
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def built(request):
     """Name of a network, and its backbone."""
-    if request.param == "ViT_B16":
+    if request.param in ("ViT_B16", "SwinUNETR"):
         pytest.importorskip("monai")
     name, settings, strides = NETWORKS[request.param]
     kind = "residual" if request.param == "residual" else "plain"
@@ -64,6 +65,8 @@ def test_layers_go_from_the_image_to_the_deepest(built):
     assert all(".norm." in between for between in parts.between)
     if tokens:
         assert all(f"blocks.{depth}." in key for depth, layer in enumerate(parts.layers[1:]) for key in layer)
+    elif name == "SwinUNETR":
+        assert all(f".layers{stage}." in key for stage in (1, 2, 3, 4) for key in parts.layers[stage])
     else:
         features = [map_.channels for map_ in backbone.feature_maps]
         widths = [len(dict(backbone.network.named_parameters())[layer[-1]]) for layer in parts.layers]

@@ -23,29 +23,37 @@ PATCH = (16, 32, 48)
 SETTINGS = {
     "PrimusM": {"width": 24, "depth": 3, "heads": 2},
     "ViT_B16": {"width": 24, "depth": 4, "heads": 2},
+    "SwinUNETR": {"feature_size": 4, "depths": 1, "heads": 1, "window": 4, "normalize": False},
 }
-TRAINERS = {"PrimusM": "PrimusTrainer_ft", "ViT_B16": "UNETRTrainer_ft"}
+PATCHES = {"PrimusM": PATCH, "ViT_B16": PATCH, "SwinUNETR": (32, 32, 64)}
+TRAINERS = {"PrimusM": "PrimusTrainer_ft", "ViT_B16": "UNETRTrainer_ft", "SwinUNETR": "SwinUNETRTrainer_ft"}
 FAMILIES = [
     "PrimusM",
-    pytest.param(
-        "ViT_B16",
-        marks=pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="pip install anatomask[monai]"),
+    *(
+        pytest.param(
+            network,
+            marks=pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="pip install anatomask[monai]"),
+        )
+        for network in ("ViT_B16", "SwinUNETR")
     ),
 ]
 DATASET = {"labels": {"background": 0, "a": 1, "b": 2}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
 
 
-def pretrained(network, patch=PATCH, channels=1, classes=3):
+def pretrained(network, patch=None, channels=1, classes=3):
+    patch = patch or PATCHES[network]
     torch.manual_seed(3)
     arguments = {"input_channels": channels, "num_classes": classes, "patch": patch, "settings": SETTINGS[network]}
     return build_backbone(network, architecture={}, **arguments)
 
 
-def checkpoint(backbone, network, file, patch=PATCH):
+def checkpoint(backbone, network, file, patch=None):
     """What a run writes that trained the encoder."""
     keys = set(backbone.encoder_keys)
     ids = {id(p) for name, p in backbone.network.named_parameters() if name in keys}
-    provenance = Provenance("SimMIM", network, {}, {"configurations": {}}, "3d_fullres", patch, (), 1, 0)
+    provenance = Provenance(
+        "SimMIM", network, {}, {"configurations": {}}, "3d_fullres", patch or PATCHES[network], (), 1, 0
+    )
     torch.save(build_checkpoint(backbone, ids, provenance), file)
     return file
 
@@ -92,7 +100,8 @@ def make(trainers, plans_file, monkeypatch):
     for folder in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{folder}", str(plans_file.parents[2] / folder))
 
-    def build(trainer, network="PrimusM", patch=PATCH, channels=1):
+    def build(trainer, network="PrimusM", patch=None, channels=1):
+        patch = patch or PATCHES[network]
         written = write_network_plans(plans_file, "3d_fullres", network, pretrained(network, patch, channels), patch)
         plans = {**json.loads(written.read_text()), "continue_training": False}
         dataset = {**DATASET, "channel_names": {str(i): "CT" for i in range(channels)}}
@@ -102,7 +111,12 @@ def make(trainers, plans_file, monkeypatch):
 
 
 def test_the_rate_is_the_published_one_whatever_the_size(trainers):
-    for name in ("PrimusTrainer", *(f"PrimusTrainer_{letter}" for letter in PRIMUS_SIZES), "UNETRTrainer"):
+    for name in (
+        "PrimusTrainer",
+        *(f"PrimusTrainer_{letter}" for letter in PRIMUS_SIZES),
+        "UNETRTrainer",
+        "SwinUNETRTrainer",
+    ):
         assert find(f"{name}_ft").learning_rate == 1e-4
         assert find(f"{name}_scratch_150ep").learning_rate == 3e-4
 
@@ -115,7 +129,7 @@ def test_the_network_is_the_one_that_pretraining_exports(make, network, channels
     exported = pretrained(network, channels=channels).network
     assert type(trainer.network) is type(exported)
     trainer.network.load_state_dict(exported.state_dict())
-    image = torch.randn(1, channels, *PATCH)
+    image = torch.randn(1, channels, *PATCHES[network])
     with torch.no_grad():
         assert torch.equal(trainer.network.eval()(image), exported.eval()(image))
 
@@ -152,7 +166,7 @@ def test_a_step_of_nnunet_lowers_the_loss_with_gradients_of_norm_one(make, netwo
     trainer.initialize()
     trainer.optimizer.param_groups[0]["lr"] = 1e-3
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(2, 1, *PATCH, generator=generator)
+    image = torch.randn(2, 1, *PATCHES[network], generator=generator)
     batch = {"data": 5 * image, "target": (image > 0.5).float() + (image > 1.5)}
     norms = []
 
@@ -204,12 +218,13 @@ def test_prediction_builds_the_network_for_the_patch_and_slides_in_patches(make,
     predictor.initialize_from_trained_model_folder(str(folder), (0,))
     tiles = []
     predictor.network.register_forward_pre_hook(lambda module, args: tiles.append(tuple(args[0].shape[2:])))
-    image = torch.randn(1, 20, 40, 50)
+    image = torch.randn(1, 40, 40, 70)
     logits = predictor.predict_sliding_window_return_logits(image)
-    assert logits.shape == (3, 20, 40, 50)
-    assert set(tiles) == {PATCH}
+    assert logits.shape == (3, 40, 40, 70)
+    assert set(tiles) == {PATCHES[network]}
     assert torch.isfinite(logits).all()
-    exact = image[None, :, :16, :32, :48]
+    d, h, w = PATCHES[network]
+    exact = image[None, :, :d, :h, :w]
     with torch.no_grad():
         assert torch.equal(predictor.network.eval()(exact), trainer.network.eval()(exact))
 
@@ -234,7 +249,11 @@ def test_a_trainer_named_after_a_size_builds_it_whatever_the_plans_name(trainers
 
 @pytest.mark.parametrize(
     ("network", "nearest"),
-    [("PrimusM", r"\(40, 56, 16\) and \(40, 56, 24\)"), ("ViT_B16", r"\(32, 48, 16\) and \(48, 64, 32\)")],
+    [
+        ("PrimusM", r"\(40, 56, 16\) and \(40, 56, 24\)"),
+        ("ViT_B16", r"\(32, 48, 16\) and \(48, 64, 32\)"),
+        ("SwinUNETR", r"\(32, 32, 32\) and \(64, 64, 32\)"),
+    ],
 )
 def test_a_planned_patch_that_does_not_fit_says_where_one_comes_from(trainers, network, nearest):
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -264,7 +283,7 @@ class Short{base}(recursive_find_trainer_class_by_name("{base}")):
 @pytest.mark.parametrize("network", FAMILIES)
 def test_the_real_commands_fine_tune_and_predict(phantoms, network, tmp_path):
     home = phantoms.copy(tmp_path / "home")
-    patch, base = (16, 32, 32), TRAINERS[network]
+    patch, base = ((32, 32, 64) if network == "SwinUNETR" else (16, 32, 32)), TRAINERS[network]
     classes = len(json.loads((home.folder / "dataset.json").read_text())["labels"])
     backbone = pretrained(network, patch, classes=classes)
     plans = write_network_plans(home.folder / "nnUNetPlans.json", "3d_fullres", network, backbone, patch).stem

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ssl_pretrain.functional.contrast import effective_rank, likeness, located, nt_xent, overlap_loss, uniformity
+from ssl_pretrain.functional.contrast import (
+    effective_rank,
+    likeness,
+    located,
+    nt_xent,
+    overlap_loss,
+    partners,
+    uniformity,
+)
 
 TEMPERATURE = 0.5
 
@@ -38,6 +46,10 @@ def test_the_loss_is_that_of_a_loop_over_pairs(image):
     images = None if image is None else torch.tensor(image)
     loss = nt_xent(embeddings, embeddings, 0, torch.tensor(PARTNER), TEMPERATURE, images)
     assert float(loss) == pytest.approx(by_pairs(embeddings, PARTNER, image), rel=1e-6)
+
+
+def test_partners_of_a_process_are_its_own_pairs():
+    assert partners(4, 6, torch.device("cpu")).tolist() == [5, 4, 7, 6, 9, 8]
 
 
 @pytest.mark.parametrize("image", [None, torch.tensor(IMAGE)], ids=["same_image_negative", "same_image_left_out"])

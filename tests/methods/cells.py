@@ -9,12 +9,16 @@ import torch
 from architectures import STRIDES, architecture
 from torch import Tensor
 
+from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import NETWORKS, Backbone, build_backbone
 from ssl_pretrain.networks.registry import kin
 
-CONVOLUTIONAL, TRANSFORMER = (16, 24, 32), (16, 32, 48)
-"""Patches, in voxels: multiples of the cells of each kind, and no cubes."""
+SQUARE = {(16, 24, 32): (32, 16, 16), (16, 32, 48): (16, 32, 32), (32, 32, 64): (64, 32, 32)}
+"""The same for methods that turn crops."""
+
+PATCHES = ((16, 24, 32), (16, 32, 48), (32, 32, 64))
+"""Voxels, small ones first, and no cubes."""
 
 CHANNELS = 2
 
@@ -24,9 +28,13 @@ def families() -> list[str]:
     return [first for first, *_ in kin()]
 
 
-def patch_of(network: str) -> tuple[int, int, int]:
-    """The patch of a network in these tests."""
-    return CONVOLUTIONAL if NETWORKS[network].token is None else TRANSFORMER
+def patch_of(network: str, method: str | None = None) -> tuple[int, int, int]:
+    """The patch of a network in these tests, under a method."""
+    patches, divisor = iter(PATCHES), NETWORKS[network].divisor
+    patch = next(patches)
+    while divisor is not None and (patch == PATCHES[0] or any(n % d for n, d in zip(patch, divisor, strict=True))):
+        patch = next(patches)
+    return SQUARE[patch] if method is not None and METHODS[method].square else patch
 
 
 def build(
@@ -34,25 +42,27 @@ def build(
 ) -> Method:
     """A method on a small network, with plans of anisotropic strides."""
     torch.manual_seed(0)
-    depth, height, width = patch_of(network)
+    patch = patch_of(network, method)
     setup = MethodSetup(
-        backbone=backbone_of(network, channels, strides),
-        patch=(depth, height, width),
+        backbone=backbone_of(network, channels, strides, patch),
+        patch=patch,
         length=RunLength(10, 5, 2),
         seed=1,
-        case_shape=(depth, 2 * height, width),
+        case_shape=(patch[0], 2 * patch[1], patch[2]),
     )
     return build_method(method, METHODS[method].Config(**config), setup)
 
 
-def backbone_of(network: str, channels: int = CHANNELS, strides: str = "anisotropic") -> Backbone:
+def backbone_of(
+    network: str, channels: int = CHANNELS, strides: str = "anisotropic", patch: Triple | None = None
+) -> Backbone:
     """A small network."""
     return build_backbone(
         network,
         architecture=architecture("plain", STRIDES[strides]),
         input_channels=channels,
         num_classes=3,
-        patch=patch_of(network),
+        patch=patch or patch_of(network),
         settings=NETWORKS[network].tiny,
     )
 

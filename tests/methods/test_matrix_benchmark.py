@@ -101,6 +101,8 @@ def test_patches_are_whole_tokens(monkeypatch, tmp_path):
     (tmp_path / "Dataset004_Made" / "nnUNetPlans_small.json").write_text(json.dumps(PLANS))
     assert matrix.patch_flags("plans", 4) == matrix.patch_flags("PrimusS", 4) == []
     assert matrix.patch_flags("ViT_B16", 4) == ["-patch_size", "32", "64", "32"]
+    assert matrix.patch_flags("plans", 4, square=True) == ["-patch_size", "40", "56", "56"]
+    assert matrix.patch_flags("SwinUNETR", 4, square=True) == ["-patch_size", "32", "64", "64"]
 
 
 def test_a_cell_that_failed_is_shown_as_such(monkeypatch):

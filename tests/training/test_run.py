@@ -30,6 +30,7 @@ TRAIN, VALIDATION, PICTURE = 6, 4, 8
 """Crops that an epoch reads: 3 steps and 2 validation batches of 2; the first and the last epoch draw a picture, of
 one of eight crops."""
 FIRST = TRAIN + VALIDATION + PICTURE
+NARROW = {"VoCo": {"projector": "16"}, "SwinUNETRPretraining": {"embedding": "16"}}
 
 
 @pytest.fixture
@@ -42,7 +43,8 @@ def dataset(tmp_path, monkeypatch):
 
 def config(tmp_path, name: str = "run", **changes) -> PretrainConfig:
     settings = {"epochs": 3, "iters": 3, "val_iters": 2, "num_workers": 0, "device": "cpu", "fold": "0"}
-    return PretrainConfig(dataset="7", output_folder=str(tmp_path / name), **{**settings, **changes})
+    made = PretrainConfig(dataset="7", output_folder=str(tmp_path / name), **{**settings, **changes})
+    return made.with_settings(NARROW.get(made.method, {}))
 
 
 def rows(folder) -> list[dict[str, str]]:
@@ -164,31 +166,30 @@ def test_a_run_cut_off_and_continued_is_the_uninterrupted_run_bit_for_bit(
     dataset, tmp_path, monkeypatch, method, crops
 ):
     """Within an epoch, while it validates, and at the start of the next one."""
-
-    def settings(name: str) -> PretrainConfig:
-        made = config(tmp_path, name, method=method)
-        return made.with_settings({"projector": "16"}) if method == "VoCo" else made
-
-    whole = pretrain(settings("whole")).folder
+    whole = pretrain(config(tmp_path, "whole", method=method)).folder
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
         StopAfter(patch, crops, cut)
-        pretrain(settings("cut"))
+        pretrain(config(tmp_path, "cut", method=method))
     assert not (tmp_path / "cut" / FINAL).exists()
     torch.rand(7)  # the random state of another process
-    continued = pretrain(settings("cut"), resume=True).folder
+    continued = pretrain(config(tmp_path, "cut", method=method), resume=True).folder
     assert_same_run(continued, whole)
 
 
-@pytest.mark.parametrize("crops", [FIRST + 3, FIRST + TRAIN + 2])
-def test_sigterm_saves_within_an_epoch_and_the_continued_run_is_the_same(dataset, tmp_path, monkeypatch, crops):
+@pytest.mark.parametrize(
+    ("method", "crops"),
+    [("AnatoMask", FIRST + 3), ("AnatoMask", FIRST + TRAIN + 2), ("SwinUNETRPretraining", FIRST + 3)],
+)
+def test_sigterm_saves_within_an_epoch_and_the_continued_run_is_the_same(dataset, tmp_path, monkeypatch, method, crops):
+    """Means over an epoch go on, too."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    whole = pretrain(config(tmp_path, "whole")).folder
+    whole = pretrain(config(tmp_path, "whole", method=method)).folder
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "after a run the signal is what it was"
     with monkeypatch.context() as patch, pytest.raises(PreemptedError, match="Continue with --c"):
         StopAfter(patch, crops, lambda: signal.raise_signal(signal.SIGTERM))
-        pretrain(config(tmp_path, "stopped"))
+        pretrain(config(tmp_path, "stopped", method=method))
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "after an interrupted one too"
-    assert_same_run(pretrain(config(tmp_path, "stopped"), resume=True).folder, whole)
+    assert_same_run(pretrain(config(tmp_path, "stopped", method=method), resume=True).folder, whole)
 
 
 @pytest.mark.parametrize(("crop", "words"), [(8, "stopped after step 4, saved in"), (6, "after step 3. The last good")])

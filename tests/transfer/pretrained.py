@@ -77,6 +77,8 @@ def own_features(network: nn.Module, image: Tensor) -> list[Tensor]:
         tokens, hidden = network.vit(image)
         taps = network.taps if isinstance(network, UNETR) else (3, 6, 9)
         return [_to_map(state, image, 16) for state in (*(hidden[tap] for tap in taps), tokens)]
+    if hasattr(network, "swinViT"):
+        return list(network.swinViT(image, network.normalize))
     if hasattr(network, "eva"):
         tokens, _ = network.eva(network.down_projection(image).flatten(2).transpose(1, 2))
         return [_to_map(tokens, image, 8)]

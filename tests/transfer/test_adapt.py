@@ -374,11 +374,12 @@ def test_strict_refuses_and_says_why(home, source):
     [
         *((name, name) for name in ("plans", "STUNet_small", "STUNet_large", "PrimusS", "PrimusL")),
         ("ViT_B16", "ViT_B16"),
+        ("SwinUNETR", "SwinUNETR"),
         ("ResEncM", "ResEncM"),
     ],
 )
 def test_a_network_is_recognised_and_its_encoder_found(name, built_as):
-    if name == "ViT_B16":
+    if name in ("ViT_B16", "SwinUNETR"):
         pytest.importorskip("monai")
     size = {"input_channels": 2, "num_classes": 4, "patch": (64, 64, 64)}
     with torch.device("meta"):

@@ -45,7 +45,7 @@ class Donor(NamedTuple):
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def donor(request, tmp_path_factory) -> Donor:
     name, network = request.param
-    if network.startswith("ViT"):
+    if network in ("ViT_B16", "SwinUNETR"):
         pytest.importorskip("monai", reason="MONAI is an extra: pip install anatomask[monai]")
     method = pretrain(network, name)
     content, image = content_of(method, network), image_for(network)

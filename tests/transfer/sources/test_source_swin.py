@@ -4,16 +4,26 @@ import pytest
 import torch
 from made_weights import randomised, save
 
+from ssl_pretrain.networks.swin import SwinUNETR
 from ssl_pretrain.transfer.load import load_pretrained
 from ssl_pretrain.transfer.weights_file import read_weights
 
 swin_unetr = pytest.importorskip("monai.networks.nets.swin_unetr")
 
 
+COMMON = {"feature_size": 12, "depths": (1, 1, 1, 1), "normalize": False, "downsample": "mergingv2"}
+
+
 def network(classes=3, seed=0):
-    size = {"feature_size": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
-    made = swin_unetr.SwinUNETR(in_channels=1, out_channels=classes, normalize=False, **size)
-    return randomised(made, seed)
+    """MONAI's."""
+    return randomised(swin_unetr.SwinUNETR(in_channels=1, out_channels=classes, num_heads=(1, 2, 4, 8), **COMMON), seed)
+
+
+def own(classes=3, seed=0):
+    """Of ``-network SwinUNETR``, with the same tensors."""
+    made = SwinUNETR(1, classes, heads=1, **COMMON).eval()
+    made.load_state_dict(network(classes, seed).state_dict())
+    return made
 
 
 def old(name):
@@ -38,8 +48,9 @@ def dae(donor):
     }
 
 
-def test_dae_gives_what_monai_takes_and_the_decoder(tmp_path):
-    donor, target = network(classes=1), network(classes=1, seed=1)
+@pytest.mark.parametrize("built", [network, own])
+def test_dae_gives_what_monai_takes_and_the_decoder(built, tmp_path):
+    donor, target = network(classes=1), built(classes=1, seed=1)
     state = dae(donor)
     assert "encoder.layers1.0.0.blocks.0.mlp.fc1.weight" in state
     assert "encoder.patch_embed.proj.weight" in state
@@ -75,9 +86,10 @@ def test_the_other_stem_of_dae_has_no_place_and_is_reported(tmp_path):
     assert {"swinViT.patch_embed.proj.weight"} < {entry.name for entry in report.fresh}
 
 
+@pytest.mark.parametrize("built", [network, own])
 @pytest.mark.parametrize("prefix", ["module.", "", "swinViT.", "module.swinViT."])
-def test_monais_pretrained_swin_is_loaded_as_monai_loads_it(prefix, tmp_path):
-    donor, ours, theirs = network(), network(seed=1), network(seed=1)
+def test_monais_pretrained_swin_is_loaded_as_monai_loads_it(prefix, built, tmp_path):
+    donor, ours, theirs = network(), built(seed=1), network(seed=1)
     encoder = {old(name): value for name, value in of_encoder(donor.state_dict()).items()}
     state = {prefix + name: value for name, value in encoder.items()}
     heads = {"rotation_head.weight": torch.ones(4, 192), "contrastive_head.weight": torch.ones(5, 192)}
