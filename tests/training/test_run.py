@@ -180,9 +180,7 @@ def test_a_run_cut_off_and_continued_is_the_uninterrupted_run_bit_for_bit(
     ("method", "crops"),
     [("AnatoMask", FIRST + 3), ("AnatoMask", FIRST + TRAIN + 2), ("SwinUNETRPretraining", FIRST + 3)],
 )
-def test_sigterm_saves_within_an_epoch_and_the_continued_run_is_the_same(
-    dataset, tmp_path, monkeypatch, method, crops
-):
+def test_sigterm_saves_within_an_epoch_and_the_continued_run_is_the_same(dataset, tmp_path, monkeypatch, method, crops):
     """Means over an epoch go on, too."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     whole = pretrain(config(tmp_path, "whole", method=method)).folder
