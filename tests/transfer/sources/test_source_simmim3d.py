@@ -55,6 +55,6 @@ def test_positions_of_another_patch_are_interpolated(tmp_path):
         donor.get_parameter(key).copy_(torch.tensor([0.0, 1.0] * 4)[None, :, None])
     report = load_pretrained(target, save(checkpoint(donor), tmp_path / "simmim.ckpt"))
     (entry,) = [entry for entry in report.adapted if entry.name == key]
-    assert "positions interpolated from 2 x 2 x 2" in entry.reason
+    assert "positions interpolated from 2x2x2" in entry.reason
     # Two tokens along W have become three, of which the middle one lies between them.
     assert target.get_parameter(key)[0, :3, 0].tolist() == pytest.approx([0.0, 0.5, 1.0], abs=0.2)
