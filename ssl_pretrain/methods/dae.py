@@ -110,7 +110,7 @@ class DAE(Method):
         self.width = setup.backbone.features[0].channels
         # Its decoder would see the whole image beside an embedding that has lost channels.
         blind = self.loses_channels and config.disruption == "local"
-        self.network = RestoringNetwork(setup.backbone, config.drop_path, config.freeze, blind=blind)
+        self.network = RestoringNetwork(setup.backbone, config.drop_path, self.gather, config.freeze, blind=blind)
         if self.loses_channels:
             _ = self.network.embedding  # refuses a network that has none
 
@@ -133,10 +133,11 @@ class DAE(Method):
             reconstruction = errors.mean()
         if not self.contrasts:
             return Output(reconstruction, {})
-        own = normalize(pooled, dim=1)
-        everyone, first = self.gather(own)
         modality = batch["modality"].flatten()[:, None] if self.config.channels == "each" else batch["modality"]
         classes = self.gather(modality)[0]
+        # A single sample has no statistics, and nothing to be told from.
+        own = normalize(self.network.norm(pooled) if len(classes) > 1 else pooled, dim=1)
+        everyone, first = self.gather(own)
         contrast = supervised_contrast(own, everyone, first, classes, self.config.temperature)
         log = {"reconstruction": reconstruction.detach(), "contrast": contrast.detach()}
         return Output(reconstruction + self.config.mm_con * contrast, log)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_pretrain.methods.dense import train_only_used
+from ssl_pretrain.methods.heads import Gather, GatheredBatchNorm
 from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.tokens import TokenBackbone
 
@@ -17,19 +18,31 @@ from ssl_pretrain.networks.tokens import TokenBackbone
 class RestoringNetwork(nn.Module):
     """Encoder, decoder and a fresh head for the image; the mean of the coarsest map beside it.
 
+    Attributes:
+        norm: of those means, over the samples of all processes, before they are compared: networks with instance norm
+            make of every image much the same means.
+
     Args:
         backbone: the network.
         drop_path: of a transformer.
+        gather: see :class:`~ssl_pretrain.methods.heads.GatheredBatchNorm`.
         freeze: ``encoder`` or ``decoder``, which gets no gradient; None for neither.
         blind: whether a decoder that looks at the image itself, beside the feature maps, sees 0 in its place.
     """
 
     def __init__(
-        self, backbone: Backbone, drop_path: float, freeze: Literal["encoder", "decoder"] | None, *, blind: bool
+        self,
+        backbone: Backbone,
+        drop_path: float,
+        gather: Gather,
+        freeze: Literal["encoder", "decoder"] | None,
+        *,
+        blind: bool,
     ) -> None:
         super().__init__()
         self.backbone, self.blind = backbone, blind and backbone.decodes_image
         self.head = backbone.new_head(backbone.input_channels)
+        self.norm = GatheredBatchNorm(backbone.feature_maps[-1].channels, gather)
         train_only_used(backbone, self.head, drop_path)
         frozen = {"encoder": backbone.encoder_keys, "decoder": backbone.decoder_keys, None: ()}[freeze]
         for name, parameter in backbone.network.named_parameters(remove_duplicate=False):

@@ -100,7 +100,7 @@ def test_each_channel_may_be_a_sample_that_all_inputs_see():
         image = torch.stack([one.expand(2, -1, -1, -1) for crop in batch["image"] for one in crop[:, None]])
         restored, pooled = made.network(image)
     reconstruction = float((restored - image).abs().mean())
-    vectors = normalize(pooled, dim=1)
+    vectors = normalize(made.network.norm(pooled), dim=1)
     contrast = supervised_contrast(vectors, vectors, 0, torch.tensor([[0], [1], [0], [1]]), 0.5)
     assert float(output.loss) == pytest.approx(reconstruction + 0.03 * float(contrast), rel=1e-5)
     assert float(output.log["contrast"]) == pytest.approx(float(contrast), rel=1e-5)
