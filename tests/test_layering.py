@@ -155,6 +155,7 @@ NAMING_METHODS = {
     "pretrain_AnatoMask.py": "a script for one method",
     "networks/custom.py": "a convention of encoders that has the name of a method",
     "transfer/sources/anatomask.py": "a format of files, not a method",
+    "transfer/sources/dae.py": "a format of files, not a method",
     "transfer/sources/nnssl_axes.py": "trainers of nnssl, not methods of ours",
     "benchmarks/step.py": "the default method",
     "benchmarks/reliability.py": "breaks runs of one method",

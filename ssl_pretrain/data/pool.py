@@ -108,6 +108,11 @@ class CasePool:
         d, h, w = np.median(shapes, axis=0).astype(int).tolist()
         return d, h, w
 
+    @property
+    def shown(self) -> frozenset[tuple[int, ...]]:
+        """What the channels of the cases show, as numbers of :attr:`modalities`, each combination once."""
+        return frozenset(map(tuple, np.unique(self.modality, axis=0).tolist()))
+
     def case(self, row: int) -> tuple[Cases, str]:
         """Folder and identifier of a case."""
         return self.sources[self.source_of[row]].cases, str(self.identifiers[row])

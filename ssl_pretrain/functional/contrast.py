@@ -49,6 +49,37 @@ def nt_xent(
     return F.cross_entropy(cosines.masked_fill(ignored, -torch.inf), partner)
 
 
+def supervised_contrast(own: Tensor, everyone: Tensor, first: int, classes: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, equation 2), mean over anchors.
+
+    Embeddings of one class are to be alike, those of different classes are not. An embedding is an anchor where there
+    is another one of its class and one of another class: without the first it has nothing to be like, without the
+    second nothing to be told from.
+
+    Args:
+        own: (N, E) unit vectors of this process.
+        everyone: (M, E) unit vectors of all processes, as many of each, ``own`` among them.
+        first: place of ``own`` in ``everyone``.
+        classes: (M, K) whole numbers; equal rows are one class.
+        temperature: of the softmax over cosines; greater than 0.
+
+    Returns:
+        Scalar, float32 whatever the precision of the embeddings is: its mean over processes is the mean over all
+        anchors. 0, with a gradient of 0, where there is none.
+    """
+    with full_precision(own.device):
+        cosines = own.float() @ everyone.float().T / temperature
+    alike = (classes[:, None] == classes).all(-1)
+    itself = torch.eye(len(everyone), dtype=torch.bool, device=own.device)
+    anchor = ((alike & ~itself).any(1) & ~alike.all(1)).float()
+    mine = slice(first, first + len(own))
+    # Not minus infinity: a single embedding would have nothing left, and no number.
+    shares = cosines.masked_fill(itself[mine], torch.finfo(cosines.dtype).min).log_softmax(1)
+    positive = (alike & ~itself)[mine].float()
+    losses = -(shares * positive).sum(1) / positive.sum(1).clamp_min(1)
+    return (losses * anchor[mine]).sum() * (len(everyone) / len(own)) / anchor.sum().clamp_min(1)
+
+
 def partners(first: int, count: int, device: torch.device) -> Tensor:
     """Places of the partners of embeddings, where pairs follow one another: 0 and 1, 2 and 3.
 

@@ -2,6 +2,7 @@
 
 from ssl_pretrain.methods.anatomask import AnatoMask, AnatoMaskConfig
 from ssl_pretrain.methods.base import Batch, Method, MethodSetup, Output, RunLength
+from ssl_pretrain.methods.dae import DAE, DAEConfig
 from ssl_pretrain.methods.mae import MAE, MAEConfig
 from ssl_pretrain.methods.models_genesis import ModelsGenesis, ModelsGenesisConfig
 from ssl_pretrain.methods.recipe import OptimizerConfig
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "SimCLR": SimCLR,
     "VoCo": VoCo,
     "SwinUNETRPretraining": SwinUNETRPretraining,
+    "DAE": DAE,
 }
 
 
@@ -60,12 +62,14 @@ def build_method(name: str, config: OptimizerConfig, setup: MethodSetup) -> Meth
 
 
 __all__ = [
+    "DAE",
     "MAE",
     "METHODS",
     "S3D",
     "AnatoMask",
     "AnatoMaskConfig",
     "Batch",
+    "DAEConfig",
     "MAEConfig",
     "Method",
     "MethodSetup",

@@ -125,6 +125,8 @@ class MethodSetup:
         seed: seed of the run.
         case_shape: voxels per axis of the cases to train on, the median of each axis; None where there are none to
             look at.
+        shown: what the channels of the cases show, as numbers of modalities, each combination once; none where there
+            are no cases to look at.
     """
 
     backbone: Backbone
@@ -132,6 +134,7 @@ class MethodSetup:
     length: RunLength = field(default_factory=RunLength)
     seed: int = 0
     case_shape: Triple | None = None
+    shown: frozenset[tuple[int, ...]] = frozenset()
 
 
 class Method(LightningModule, ABC):

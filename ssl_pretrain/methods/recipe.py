@@ -150,8 +150,11 @@ def check_choices(config: OptimizerConfig) -> None:
     hints = get_type_hints(type(config))
     for entry in fields(config):
         hint, value = hints[entry.name], getattr(config, entry.name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ValueError(f"{entry.name} must be one of {', '.join(get_args(hint))}, got {value!r}.")
+        # A field may be a choice, or a choice or None.
+        kinds = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
+        choices = [choice for kind in kinds for choice in get_args(kind)]
+        if choices and value not in choices and not (value is None and type(None) in get_args(hint)):
+            raise ValueError(f"{entry.name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
 def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], *, fused: bool) -> Optimizer:

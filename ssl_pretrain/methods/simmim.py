@@ -8,9 +8,10 @@ cell is of many tokens, and its own decoder gives the voxels, as in the masked f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from ssl_pretrain.methods.dense import DenseNetwork, train_only_used
 from ssl_pretrain.methods.mae import TOKEN_STD
 from ssl_pretrain.methods.masking import Hidden, MaskedMethod, cell_of, check_ratio, hide
 from ssl_pretrain.methods.recipe import OptimizerConfig
+from ssl_pretrain.networks.base import Family
 from ssl_pretrain.networks.primus import PrimusBackbone
 from ssl_pretrain.networks.swin import SwinBackbone
 from ssl_pretrain.networks.tokens import TokenBackbone
@@ -56,6 +58,19 @@ class SimMIMConfig(OptimizerConfig):
         check_ratio(self.mask_ratio)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ViTSimMIMConfig(SimMIMConfig):
+    """Settings of SimMIM with a ViT, whose optimiser is that of SimMIM3D unless they say otherwise."""
+
+    defaults: ClassVar[Mapping[Family, Mapping[str, Any]]] = {
+        "transformer": {"optimizer": "adamw", "schedule": "cosine", "lr": 5e-4, "weight_decay": 5e-3, "clip": 1.0}
+    }
+
+    def warmup(self, family: Family, epochs: int) -> float:
+        """A tenth of the run, as published."""
+        return epochs / 10 if self.warmup_epochs is None else super().warmup(family, epochs)
+
+
 class SimMIM(MaskedMethod):
     """Prediction of hidden tokens, which a mask token replaces."""
 
@@ -72,6 +87,9 @@ class SimMIM(MaskedMethod):
         backbone = setup.backbone
         windows = "windows" in backbone.offers
         published = SWIN if windows else PRIMUS if isinstance(backbone, PrimusBackbone) else VIT
+        if published is VIT:
+            own = ViTSimMIMConfig(**{**vars(config), "betas": config.betas or (0.9, 0.999)})
+            self.recipe = own.recipe(backbone.family, setup.length.epochs)
         ratio = config.mask_ratio if config.mask_ratio is not None else cast("float", published["mask_ratio"])
         self.set_cells(cell_of(config.mask_cell, self.patch, backbone), ratio)
         error = published["error"] if config.error == "auto" else config.error

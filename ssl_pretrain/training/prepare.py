@@ -17,6 +17,7 @@ from ssl_pretrain.data.filters import parse_filters
 from ssl_pretrain.data.locate import DatasetFiles, Plan, environment_folder, locate, locate_explicit
 from ssl_pretrain.data.memory import check_shared_memory
 from ssl_pretrain.data.module import CropData
+from ssl_pretrain.data.pool import CasePool
 from ssl_pretrain.data.selection import Selection, check_agreement, select
 from ssl_pretrain.files import check_name
 from ssl_pretrain.functional.geometry import Triple, check_patch
@@ -102,7 +103,7 @@ def prepare(config: PretrainConfig, *, resume: bool = False, trust_plans: bool =
         balance=config.balance,
         masks=_masks(config),
     )
-    method = _method(config, plan, files.plans, cases.train.median_shape(), resume, trust_plans)
+    method = _method(config, plan, files.plans, cases.train, resume, trust_plans)
     _check_amounts(config, method, cases)
     data = _data(config, cases, method.sample_views)
     check_shared_memory(data.shared_bytes(plan.input_channels) * config.num_gpus)
@@ -194,7 +195,7 @@ def default_workers() -> int:
 
 
 def _method(
-    config: PretrainConfig, plan: Plan, plans_file: Path, case_shape: Triple, resume: bool, trust_plans: bool
+    config: PretrainConfig, plan: Plan, plans_file: Path, cases: CasePool, resume: bool, trust_plans: bool
 ) -> Method:
     torch.manual_seed(config.seed)
     patch = config.patch_size or plan.patch
@@ -224,7 +225,14 @@ def _method(
         axes = config.fix_nnssl_axes
         load_pretrained(backbone.network, config.pretrained_weights, fix_nnssl_axes=axes, images=images)
     length = RunLength(config.epochs, config.iters, config.batch_size or plan.batch_size)
-    setup = MethodSetup(backbone=backbone, patch=patch, length=length, seed=config.seed, case_shape=case_shape)
+    setup = MethodSetup(
+        backbone=backbone,
+        patch=patch,
+        length=length,
+        seed=config.seed,
+        case_shape=cases.median_shape(),
+        shown=cases.shown,
+    )
     return build_method(config.method, config.task, setup)
 
 

@@ -23,6 +23,7 @@ from ssl_pretrain.transfer.sources import (
     nnunet_v2,
     ours,
     plain,
+    simmim3d,
     stunet,
 )
 from ssl_pretrain.transfer.sources.base import (
@@ -43,7 +44,18 @@ __all__ = ["SOURCES", "WeightsFile", "plain_name", "read_weights"]
 
 logger = logging.getLogger("ssl_pretrain")
 
-SOURCES: tuple[WeightsFormat, ...] = (ours, anatomask, nnssl, stunet, nnunet_v1, nnunet_v2, dae, monai_swin, plain)
+SOURCES: tuple[WeightsFormat, ...] = (
+    ours,
+    anatomask,
+    nnssl,
+    stunet,
+    nnunet_v1,
+    nnunet_v2,
+    dae,
+    monai_swin,
+    simmim3d,
+    plain,
+)
 """Readers of all formats; the first one that recognises a file reads it."""
 
 

@@ -11,6 +11,7 @@ from ssl_pretrain.functional.contrast import (
     nt_xent,
     overlap_loss,
     partners,
+    supervised_contrast,
     uniformity,
 )
 
@@ -139,3 +140,38 @@ def test_likeness_is_the_mean_over_pairs(squared):
         for j in range(i + 1, 5)
     ]
     assert float(likeness(images, squared=squared)) == pytest.approx(sum(pairs) * 2 / (5 * 4) / 2, rel=1e-6)
+
+
+CLASSES = [0, 1, 0, 2, 1, 0, 3, 1]
+
+
+def by_classes(embeddings, classes):
+    """Equation 2 of Khosla et al. 2020, anchor after anchor."""
+    losses = []
+    for i, one in enumerate(embeddings):
+        likeness_to = [exp(float(one @ other) / TEMPERATURE) for other in embeddings]
+        everything = sum(value for j, value in enumerate(likeness_to) if j != i)
+        same = [j for j in range(len(embeddings)) if j != i and classes[j] == classes[i]]
+        if same and any(other != classes[i] for other in classes):
+            losses.append(-sum(log(likeness_to[j] / everything) for j in same) / len(same))
+    return sum(losses) / len(losses)
+
+
+def test_the_supervised_loss_is_that_of_a_loop_and_two_processes_have_it_too():
+    embeddings, classes = unit(8), torch.tensor(CLASSES)[:, None]
+    whole = supervised_contrast(embeddings, embeddings, 0, classes, TEMPERATURE)
+    assert float(whole) == pytest.approx(by_classes(embeddings, CLASSES), rel=1e-6)
+    halves = [supervised_contrast(embeddings[a : a + 4], embeddings, a, classes, TEMPERATURE) for a in (0, 4)]
+    torch.testing.assert_close(sum(halves) / 2, whole)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    mixed = supervised_contrast(embeddings[order], embeddings[order], 0, classes[order], TEMPERATURE)
+    torch.testing.assert_close(mixed, whole)
+
+
+@pytest.mark.parametrize("classes", [[0], [0, 0], [0, 1]])
+def test_without_anything_to_be_like_or_told_from_the_supervised_loss_is_0(classes):
+    embeddings = unit(len(classes)).requires_grad_()
+    loss = supervised_contrast(embeddings, embeddings, 0, torch.tensor(classes)[:, None], TEMPERATURE)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert (embeddings.grad == 0).all()

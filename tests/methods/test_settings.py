@@ -95,3 +95,13 @@ def test_s3d_draws_a_ratio_for_every_batch_within_its_limits():
     assert made.masked <= min(counts)
     assert max(counts) <= made.most_masked
     assert made.draw_count(generator(3)) == made.draw_count(generator(3))
+
+
+def test_simmim_is_optimised_as_its_networks_were():
+    """OpenMind's recipe with Primus, SimMIM3D's with ViT, and what is said wins over both."""
+    primus, vit = build("SimMIM", "PrimusS").recipe, build("SimMIM", "ViT_B16").recipe
+    assert (primus.schedule, primus.lr, primus.weight_decay, primus.betas) == ("poly", 3e-4, 0.05, (0.9, 0.98))
+    assert (vit.schedule, vit.lr, vit.weight_decay, vit.betas) == ("cosine", 5e-4, 5e-3, (0.9, 0.999))
+    assert (vit.optimizer, vit.warmup_epochs, vit.clip) == ("adamw", 1.0, 1.0)
+    said = build("SimMIM", "ViT_B16", lr=1e-4, betas=(0.8, 0.9), warmup_epochs=3).recipe
+    assert (said.lr, said.betas, said.warmup_epochs, said.weight_decay) == (1e-4, (0.8, 0.9), 3, 5e-3)
