@@ -9,6 +9,7 @@ from ssl_pretrain.methods.s3d import S3D, S3DConfig
 from ssl_pretrain.methods.simclr import SimCLR, SimCLRConfig
 from ssl_pretrain.methods.simmim import SimMIM, SimMIMConfig
 from ssl_pretrain.methods.spark import SparK, SparKConfig
+from ssl_pretrain.methods.two_view_mae import TwoViewMAE, TwoViewMAEConfig
 from ssl_pretrain.methods.volume_fusion import VolumeFusion, VolumeFusionConfig
 
 METHODS: dict[str, type[Method]] = {
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "ModelsGenesis": ModelsGenesis,
     "VolumeFusion": VolumeFusion,
     "SimCLR": SimCLR,
+    "TwoViewMAE": TwoViewMAE,
 }
 
 
@@ -77,6 +79,8 @@ __all__ = [
     "SimMIMConfig",
     "SparK",
     "SparKConfig",
+    "TwoViewMAE",
+    "TwoViewMAEConfig",
     "VolumeFusion",
     "VolumeFusionConfig",
     "build_method",
