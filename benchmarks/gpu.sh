@@ -5,7 +5,8 @@
 #
 #     bash benchmarks/gpu.sh
 #
-# DEVICE, NETWORKS, PATCHES (with commas), BATCH, REPEAT and OUT can be set, for a part of the table or a trial on the CPU.
+# DEVICE, NETWORKS, PATCHES (with commas), PRECISIONS (the last one is that of the best rows), BATCH, REPEAT and OUT can be
+# set, for a part of the table or a trial on the CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda}
@@ -13,6 +14,8 @@ PYTHON=${PYTHON:-python3}
 BATCH=${BATCH:-2}
 REPEAT=${REPEAT:-5}
 PATCHES=${PATCHES:-112,112,128 160,160,160}
+PRECISIONS=${PRECISIONS:-32 bf16}
+BEST=${PRECISIONS##* }
 BACKENDS="masked blocks"
 has() { "$PYTHON" -c "import $1" 2>/dev/null; }
 if [ -z "${NETWORKS:-}" ]; then
@@ -36,7 +39,7 @@ for network in $NETWORKS; do
     if [ "$network" = ResEncL ]; then stages="--stages 6"; fi
     for patch in $PATCHES; do
         size=${patch//,/ }
-        for precision in 32 bf16; do
+        for precision in $PRECISIONS; do
             common="--network $network $stages --patch $size --batch $BATCH --precision $precision"
             run "encoder-$network-$patch-$precision" benchmarks/sparse_encoder.py $common \
                 --mask_ratio 0.6 0.75 --backends $BACKENDS --repeat "$REPEAT"
@@ -45,15 +48,15 @@ for network in $NETWORKS; do
     size=${PATCHES%% *}
     size=${size//,/ }
     common="--network $network $stages --patch $size --batch $BATCH --steps $REPEAT --against masked --against_decoder spark --against_teacher full"
-    for precision in 32 bf16; do
+    for precision in $PRECISIONS; do
         run "step-$network-$precision-auto-slim" benchmarks/step.py $common --precision $precision --decoder slim
         run "step-$network-$precision-auto-spark" benchmarks/step.py $common --precision $precision --decoder spark --teacher full
     done
     # Both sides of these differ from float32 masked + spark in everything, which is what users gain.
-    run "step-$network-best" benchmarks/step.py $common --precision bf16 --against_precision 32 --decoder slim
-    run "step-$network-best-channels-last" benchmarks/step.py $common --precision bf16 --against_precision 32 \
+    run "step-$network-best" benchmarks/step.py $common --precision $BEST --against_precision 32 --decoder slim
+    run "step-$network-best-channels-last" benchmarks/step.py $common --precision $BEST --against_precision 32 \
         --decoder slim --memory_format channels_last_3d
-    run "step-$network-best-compile" benchmarks/step.py $common --precision bf16 --against_precision 32 \
+    run "step-$network-best-compile" benchmarks/step.py $common --precision $BEST --against_precision 32 \
         --decoder slim --compile
 done
 

@@ -66,6 +66,7 @@ def build(args: argparse.Namespace) -> SparK:
         decoder_norm=args.decoder_norm,
         sparse=args.sparse,
         decoder=args.decoder,
+        decode=None if args.decode == "all" else float(args.decode),
         memory_format=args.memory_format,
         compile=args.compile,
         checkpointing=args.checkpointing,
@@ -106,7 +107,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def others(args: argparse.Namespace) -> argparse.Namespace:
     """The settings of the other side; where it is told to differ in precision, it has no switches at all."""
     settings = dict(vars(args))
-    for name in ("sparse", "decoder", "precision", "method", "teacher"):
+    for name in ("sparse", "decoder", "decode", "precision", "method", "teacher"):
         other = settings["against" if name == "sparse" else f"against_{name}"]
         settings[name] = other or settings[name]
     if args.against_precision:
@@ -149,10 +150,12 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--stages", type=int, default=5, help="encoder stages; the published STU-Net uses 5 of 6")
     parser.add_argument("--sparse", default="auto", choices=("auto", "masked", "blocks", "spconv"))
     parser.add_argument("--decoder", default="slim", choices=("spark", "slim"), help="published: spark")
+    parser.add_argument("--decode", default="all", help="share of the masked cells; published: all, of the patch")
     parser.add_argument("--teacher", default="coarse", choices=("full", "coarse"), help="published: full")
     parser.add_argument("--decoder_norm", default="batch", choices=("batch", "instance"), help="published: batch")
     parser.add_argument("--against", choices=("auto", "masked", "blocks", "spconv"), help="backend of the other side")
     parser.add_argument("--against_decoder", choices=("spark", "slim"), help="decoder of the other side")
+    parser.add_argument("--against_decode", help="share of the masked cells, or all, of the other side")
     parser.add_argument("--against_method", choices=("SparK", "AnatoMask"), help="method of the other side")
     parser.add_argument("--against_teacher", choices=("full", "coarse"), help="teacher of the other side")
     parser.add_argument("--memory_format", default="auto", choices=("auto", "contiguous", "channels_last_3d"))

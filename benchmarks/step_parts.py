@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_pretrain.functional.losses import cell_errors, masked_mean
-from ssl_pretrain.functional.masking import random_mask
+from ssl_pretrain.functional.masking import draw_cells, random_mask
 from ssl_pretrain.functional.patches import to_cells
 from ssl_pretrain.methods.anatomask import AnatoMask
 from ssl_pretrain.methods.spark import SparK
@@ -31,6 +31,8 @@ def parts(
     mask = random_mask(image.shape[0], method.grid, method.masked, generator)
     visible = mask[0].numel() - method.masked
     student = method.student
+    owners = method.sample_generators({"image": image}, generator)
+    cells = draw_cells(mask, method.drawn or method.masked, owners)
     state: dict[str, Any] = {}
 
     def encoder_forward() -> None:
@@ -39,20 +41,19 @@ def parts(
 
     def densify_forward() -> None:
         state["leaves"] = [m._replace(values=m.values.detach().requires_grad_()) for m in state["maps"]]
-        with precision(), student.mask.visible(~mask, visible):
-            pairs = zip(student.densify, reversed(state["leaves"]), strict=False)
-            filled = [fill(feature_map) for fill, feature_map in pairs]
+        with precision(), student.decoding(cells), student.mask.visible(~mask, visible):
+            filled = student.fill(state["leaves"])
             state["dense"] = [x.contiguous(memory_format=student.memory_format) for x in filled]
 
     def decoder_forward() -> None:
         state["dense_leaves"] = [m.detach().requires_grad_() for m in state["dense"]]
-        with precision():
+        with precision(), student.decoding(cells):
             state["out"] = student.decoder(state["dense_leaves"])[0]
 
     def loss_forward() -> None:
         state["out_leaf"] = state["out"].detach().float().requires_grad_()
         errors = cell_errors(to_cells(state["out_leaf"], method.cell), to_cells(image, method.cell))
-        state["loss"] = masked_mean(errors, mask.flatten(1))
+        state["loss"] = masked_mean(errors, cells.chosen.flatten(1))
 
     def rate() -> None:
         assert isinstance(method, AnatoMask)

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssl_pretrain.study.cells import comparison_cells, markdown_table
 from ssl_pretrain.study.design import StudyRun
-from ssl_pretrain.study.results import Outcome, compare
-from ssl_pretrain.study.tables import comparison_cells, markdown_table
+from ssl_pretrain.study.outcomes import Outcome, compare
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HEADERS = ("first - second", "pairs", "difference", "95 % bootstrap", "95 % t", "better")

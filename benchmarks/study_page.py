@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssl_pretrain.study.tables import markdown_table
+from ssl_pretrain.study.cells import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 ONCE = ("machine", "versions", "trained")
@@ -92,6 +92,8 @@ def main() -> None:
     text = json.dumps(content, separators=(",", ":"))
     (ROOT / "benchmarks" / "results" / f"{given.name}.json").write_text(text + "\n", encoding="utf-8")
     shutil.copyfile(given.study / "study.png", ROOT / "figs" / f"{given.name}.png")
+    if (given.study / "curves.png").is_file():
+        shutil.copyfile(given.study / "curves.png", ROOT / "figs" / f"{given.name}_curves.png")
     print(pretraining_table(content), end="\n\n")
     print(tables((given.study / "study.md").read_text(encoding="utf-8")))
 

@@ -69,14 +69,14 @@ class Stepping(AnatoMask):
 
 
 class Side:
-    """AnatoMask with one of the teachers and its optimiser, ready to take steps."""
+    """AnatoMask with some settings and its optimiser, ready to take steps."""
 
-    def __init__(self, run: Run, teacher: str, steps: int) -> None:
+    def __init__(self, run: Run, settings: dict[str, Any], steps: int) -> None:
         torch.manual_seed(run.config.seed)
         sizes = {"input_channels": run.plan.input_channels, "num_classes": run.plan.num_classes, "patch": run.patch}
         backbone = build_backbone("plans", architecture=run.plan.architecture, **sizes)
         length = RunLength(EPOCHS, math.ceil(steps / EPOCHS), run.method.length.batch_size)
-        task = run.config.with_settings({"teacher": teacher}).task
+        task = run.config.with_settings(settings).task
         setup = MethodSetup(backbone=backbone, patch=run.patch, length=length, seed=run.config.seed)
         self.method = Stepping(cast("Any", task), setup).train()
         self.method.tune()
@@ -169,24 +169,25 @@ def alike(first: Tensor, second: Tensor, hard: int) -> tuple[float, float]:
     return float(ranks[0, 1]), len(highest[0] & highest[1]) / hard
 
 
-def pace(run: Run, batches: list[Any]) -> dict[str, float]:
-    """Seconds of a step with each teacher, medians; both sides take turns."""
-    sides = {teacher: Side(run, teacher, PACE) for teacher in ("coarse", "full")}
-    seconds: dict[str, list[float]] = {teacher: [] for teacher in sides}
+def pace(run: Run, batches: list[Any], compared: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Seconds of a step with each of some settings by their names, medians; all sides take turns."""
+    sides = {name: Side(run, settings, PACE) for name, settings in compared.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for batch in batches:
-        for teacher, side in sides.items():
-            seconds[teacher].append(side.step(batch))
-    return {teacher: statistics.median(values[2:]) for teacher, values in seconds.items()}
+        for name, side in sides.items():
+            seconds[name].append(side.step(batch))
+    return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
 def measure(number: int, args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Everything about a dataset, into the result."""
     run = prepared(number, args)
     validation, training = list(run.data.val_dataloader()), iter(run.data.train_dataloader())
-    steps = pace(run, [next(training) for _ in range(PACE)])
+    teachers = {name: {"teacher": name} for name in ("coarse", "full")}
+    steps = pace(run, [next(training) for _ in range(PACE)], teachers)
     row: dict[str, Any] = {"patch": list(run.patch), "step_seconds": steps, "alike": {}, "val_loss": {}}
     result["datasets"][run.files.name] = row
-    coarse = Side(run, "coarse", args.steps)
+    coarse = Side(run, teachers["coarse"], args.steps)
     row |= {"cell": list(coarse.method.cell), "masked": coarse.method.masked}
     whole = Teacher(coarse.method.student)
     for _ in range(args.steps):
@@ -198,7 +199,7 @@ def measure(number: int, args: argparse.Namespace, result: dict[str, Any]) -> No
             row["val_loss"][f"coarse, {coarse.taken} steps"] = coarse.loss(validation)
             write(result, args.json)
     affordable = round(args.steps * steps["coarse"] / steps["full"])
-    full, training = Side(run, "full", affordable), iter(run.data.train_dataloader())
+    full, training = Side(run, teachers["full"], affordable), iter(run.data.train_dataloader())
     for _ in range(affordable):
         full.step(next(training))
     row["val_loss"][f"full, {affordable} steps"] = full.loss(validation)

@@ -196,7 +196,9 @@ class PretrainConfig:
         values: dict[str, Any] = {}
         for name, value in content.items():
             if name in parts and isinstance(value, Mapping):
-                value = {**_published(parts[name], method, content.get("recipe")), **value}
+                # A run from before there were recipes, which its file would name.
+                older = method.older if name == "task" and "files" in content and "recipe" not in content else {}
+                value = {**older, **_published(parts[name], method, content.get("recipe")), **value}
             values[name] = _build(parts[name], value) if name in parts else convert(name, value, known[name])
         if "dataset" not in values:
             raise ValueError("The configuration does not say which dataset.")

@@ -15,7 +15,7 @@ from made_target import CONFIG, checkpoint
 
 from ssl_pretrain.files import write_json
 from ssl_pretrain.study.design import StudyRun, StudySettings
-from ssl_pretrain.study.results import mean_dice
+from ssl_pretrain.study.outcomes import mean_dice
 from ssl_pretrain.study.study import RESULT, Study
 
 CASES = 10

@@ -65,7 +65,8 @@ def test_the_step_benchmark_compares_two_sides(tmp_path):
 def test_the_gpu_table_is_made_by_one_command(tmp_path):
     file = tmp_path / "gpu.json"
     settings = {"DEVICE": "cpu", "NETWORKS": "STUNet_small", "PATCHES": "32,32,32", "BATCH": "1", "REPEAT": "1"}
-    out = run("bash", "benchmarks/gpu.sh", PYTHON=sys.executable, OUT=str(file), **settings)
+    # bfloat16 takes minutes on a CPU that has no instructions for it.
+    out = run("bash", "benchmarks/gpu.sh", PYTHON=sys.executable, OUT=str(file), PRECISIONS="32", **settings)
     assert "failed" not in out
     rows = json.loads(file.read_text())
     assert {name.split("-")[0] for name in rows} == {"encoder", "step"}

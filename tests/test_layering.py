@@ -157,7 +157,6 @@ NAMING_METHODS = {
     "transfer/sources/nnssl_axes.py": "trainers of nnssl, not methods of ours",
     "benchmarks/step.py": "the default method",
     "benchmarks/reliability.py": "breaks runs of one method",
-    "benchmarks/loader_views.py": "times the views of two methods",
 }
 """Files that name networks or methods in their strings, and why; all others read the registries."""
 

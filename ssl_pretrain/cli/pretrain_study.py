@@ -33,10 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="of the study; everything is below it")
     add("-d", dest="dataset", metavar="DATASET", help="number or name of the dataset")
     add("-c", dest="configuration", metavar="CONFIGURATION", help="configuration of the plans, e.g. 3d_fullres")
-    add("-w", dest="weights", nargs="+", metavar="FILE", help="pretrained weights, each compared with scratch")
+    add("-w", dest="weights", nargs="+", metavar="FILE", help="pretrained weights, compared with scratch")
     add("-fractions", type=float, nargs="+", help="shares of the training cases (default: 0.05 0.1 0.25 0.5 1.0)")
     add("-cases", type=int, nargs="+", help="numbers of training cases, instead of fractions or beside them")
     add("-seeds", type=int, help="how often each comparison is repeated (default: 5)")
+    text = "pretrainings that differ in their seed alone take turns: each seed has one of them (default: all)"
+    add("--spread", action="store_true", help=text)
     add("-folds", type=int, nargs="+", help="of splits_final.json (default: 0)")
     add("-p", dest="plans", help="name of the plans (default: those that the weights name, else nnUNetPlans)")
     add("-tr", dest="trainer", help="trainer (default: nnUNetTrainer, or what the network of the weights needs)")
@@ -46,6 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("-val_iters", type=int, help="validation batches per epoch, for the curves only (default: a fifth of -iters)")
     add("-device", choices=("cuda", "cpu", "mps"), help="default: cuda")
     add("--no_mirroring", dest="mirroring", action="store_false", help="final validation without mirrored images")
+    add(
+        "-curve", type=float, nargs="+", metavar="SHARE", help="validate after these shares of the optimiser steps, too"
+    )
+    add(
+        "-probe", type=int, nargs="?", const=100, metavar="STEPS", help="train a linear head on the frozen encoder, too"
+    )
+    text = "comparisons that are named before the runs; all others are exploratory"
+    add("-primary", nargs="+", action="extend", metavar="ARM@CASES", help=text)
     add("--keep_checkpoints", action="store_true", help="keep nnU-Net's checkpoints of runs that are done")
     add("-collapsed_below", type=float, metavar="SHARE", help="of the best run's Dice (default: 0.5)")
     add("-trust_plans", action="store_true", help="plans may name code of packages that are not well known: run it")

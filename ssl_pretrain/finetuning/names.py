@@ -53,6 +53,7 @@ SCHEDULES = {
 }
 
 OPTIMIZERS = ("sgd", "adamw")
+"""That a name can choose: nnU-Net's SGD with momentum 0.99, and AdamW."""
 
 SHORT = {
     "STUNetTrainer": "STUNetTrainer_base_scratch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import floor, prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,18 @@ from torch import Tensor
 
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.windows import hand_over
+
+
+class Cells(NamedTuple):
+    """Some of the cells of each sample.
+
+    Attributes:
+        chosen: boolean (B, *grid), True where chosen.
+        each: chosen cells of every sample, known to the host; None where it is not.
+    """
+
+    chosen: Tensor
+    each: int | None
 
 
 def count_masked(cells: int, ratio: float) -> int:
@@ -87,6 +100,19 @@ def guided_mask(
     # Scores lie in [0, 1): two more puts every hard cell before every other one.
     chosen = _mask_largest(scores + 2.0 * hardest, masked)
     return chosen.view_as(difficulty), hardest.view_as(difficulty)
+
+
+def draw_cells(mask: Tensor, count: int, generators: Sequence[np.random.Generator]) -> Cells:
+    """Random cells of a mask, each as likely as any other.
+
+    Args:
+        mask: boolean (B, *grid), with at least ``count`` cells in every sample.
+        count: cells to draw in each sample.
+        generators: owners of the randomness, one for each sample, on the host.
+    """
+    flat = mask.flatten(1)
+    scores = _scores(generators, flat.shape[1:], mask.device)
+    return Cells(_mask_largest(scores.masked_fill(~flat, -1.0), count).view_as(mask), count)
 
 
 def count_hard(masked: int, epoch: int, epochs: int, share: float = 0.5) -> int:

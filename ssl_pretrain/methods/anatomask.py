@@ -38,18 +38,20 @@ class AnatoMaskConfig(SparKConfig):
         difficulty: what "hard" means: ``intensity`` (error after undoing the cell's normalisation), ``normalized`` (the
             training loss itself) or ``reference`` (what the published code computes).
         teacher: what the teacher reconstructs: the image at ``full`` resolution (published), or a ``coarse`` one, which
-            the decoder's finest blocks are not needed for.
+            the decoder's finest blocks are not needed for. ``auto`` is coarse where that ranks cells as the full one
+            does, with ``difficulty=intensity``.
         teacher_masks: random masks over which the teacher's difficulty is averaged.
         hard_share: share of the masked cells that are hard ones at the end of the run.
         ema_start: decay of the teacher at the start.
         ema_end: decay of the teacher from a quarter of the run on.
     """
 
-    published: ClassVar[Mapping[str, Any]] = {**SparKConfig.published, "difficulty": "reference"}
+    published: ClassVar[Mapping[str, Any]] = {**SparKConfig.published, "difficulty": "reference", "teacher": "full"}
+    older: ClassVar[Mapping[str, Any]] = {"teacher": "full"}
 
     lr: float | None = 1e-4
     difficulty: Difficulty = "intensity"
-    teacher: Literal["full", "coarse"] = "full"
+    teacher: Literal["auto", "full", "coarse"] = "auto"
     teacher_masks: int = 1
     hard_share: float = 0.5
     ema_start: float = 0.999
@@ -62,6 +64,11 @@ class AnatoMaskConfig(SparKConfig):
         for name in ("hard_share", "ema_start", "ema_end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
+
+    @property
+    def has_coarse_teacher(self) -> bool:
+        """Whether the teacher reconstructs a coarse image; one that ranks as the full one does, by default."""
+        return self.teacher == "coarse" or (self.teacher == "auto" and self.difficulty == "intensity")
 
 
 class AnatoMask(SparK):
@@ -76,7 +83,7 @@ class AnatoMask(SparK):
     )
 
     def __init__(self, config: AnatoMaskConfig, setup: MethodSetup) -> None:
-        super().__init__(config, setup, coarse=config.teacher == "coarse")
+        super().__init__(config, setup, coarse=config.has_coarse_teacher)
         self.teacher = Teacher(self.student)
         self.networks()[1].cut()
 
@@ -88,8 +95,13 @@ class AnatoMask(SparK):
         if self.student.decoder.coarse is None or not self.training:
             return super().forward(batch, generator)
         hidden = self.choose(batch, generator)
-        both = self.student.both(batch["image"], hidden.mask, prod(self.grid) - hidden.masked)
-        fine, coarse = (self.loss_of(self.cells_of(cast("Tensor", image)), batch, hidden) for image in both)
+        both = self.student.both(batch["image"], hidden.mask, prod(self.grid) - hidden.masked, hidden.decoded)
+        # The coarse image is whole, so that its head learns from all masked cells.
+        asked = (hidden, hidden._replace(decoded=None))
+        fine, coarse = (
+            self.loss_of(self.cells_of(cast("Tensor", image)), batch, cells)
+            for image, cells in zip(both, asked, strict=True)
+        )
         return Output(fine + COARSE_WEIGHT * (coarse - coarse.detach()), self.log_values(hidden))
 
     def cells_of(self, reconstruction: Tensor) -> Tensor:
@@ -110,7 +122,9 @@ class AnatoMask(SparK):
 
         In validation the mask is random, so that the loss of different epochs is comparable.
         """
-        return self.choose_guided(batch, generator) if self.training else super().choose(batch, generator)
+        if not self.training:
+            return super().choose(batch, generator)
+        return self.thinned(self.choose_guided(batch, generator), batch, generator)
 
     def choose_guided(self, batch: Batch, generator: torch.Generator) -> Hidden:
         """The hardest cells of the teacher for certain, the rest at random: mask and its reason."""

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_pretrain.functional.geometry import Triple, grid_of
+from ssl_pretrain.functional.masking import Cells
 from ssl_pretrain.methods.masked_network import MaskedNetwork
 from ssl_pretrain.methods.tuning import expected_packed_stages
 from ssl_pretrain.networks.backends import Backend
@@ -15,7 +16,7 @@ from ssl_pretrain.networks.masked import encode_masked
 
 
 def count_multiply_adds(
-    network: MaskedNetwork, backend: Backend, batch: int, patch: Triple, masked: int
+    network: MaskedNetwork, backend: Backend, batch: int, patch: Triple, masked: int, decoded: int | None = None
 ) -> dict[str, int]:
     """Multiply-adds of convolutions and linear layers in one forward pass.
 
@@ -25,6 +26,7 @@ def count_multiply_adds(
         batch: samples.
         patch: voxels per axis.
         masked: masked cells of a sample.
+        decoded: how many of them are decoded; None for all.
 
     Returns:
         ``encoder, all voxels`` (masked-dense), ``encoder`` (as it will run), ``densify``, ``decoder``.
@@ -40,10 +42,11 @@ def count_multiply_adds(
             with FlopCounterMode(display=False) as counter, network.mask.visible(seen, seen[0].numel() - masked):
                 maps = encode_masked(network.encoder, image, network.mask, stages)
             counts[name] = counter.get_total_flops() // 2
-        with FlopCounterMode(display=False) as counter, network.mask.visible(seen, seen[0].numel() - masked):
-            dense = network.fill(maps)
-        counts["densify"] = counter.get_total_flops() // 2
-        with FlopCounterMode(display=False) as counter:
-            network.reconstruct(dense)
-        counts["decoder"] = counter.get_total_flops() // 2
+        with network.decoding(Cells(seen, decoded or masked)):
+            with FlopCounterMode(display=False) as counter, network.mask.visible(seen, seen[0].numel() - masked):
+                filled = network.fill(maps)
+            counts["densify"] = counter.get_total_flops() // 2
+            with FlopCounterMode(display=False) as counter:
+                network.reconstruct(filled)
+            counts["decoder"] = counter.get_total_flops() // 2
     return counts

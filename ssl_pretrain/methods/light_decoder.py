@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from ssl_pretrain.functional.geometry import Triple, is_maskable
 from ssl_pretrain.networks.base import FeatureMap
 from ssl_pretrain.networks.masked import SparseMap, whole
 from ssl_pretrain.networks.recompute import checkpointed
-from ssl_pretrain.sparse import SparseMask
+from ssl_pretrain.sparse import SparseMask, convert
+from ssl_pretrain.sparse.block_conv import conv_at, conv_geometry, conv_transpose_at
 from ssl_pretrain.sparse.layers import MaskedInstanceNorm3d
+from ssl_pretrain.sparse.packing import Packing
 
 Norm = Literal["batch", "instance"]
 DecoderKind = Literal["spark", "slim"]
@@ -55,8 +57,13 @@ class Densify(nn.Module):
         else:
             self.projection = nn.Identity()
 
-    def forward(self, feature_map: SparseMap) -> Tensor:
-        """A map of C channels -> (B, width, D, H, W), dense. Runs inside the mask's context."""
+    def forward(self, feature_map: SparseMap, at: Packing | None = None) -> Tensor:
+        """A map of C channels -> (B, width, D, H, W), dense. Runs inside the mask's context.
+
+        Args:
+            feature_map: of the source.
+            at: cells that are projected alone, from the whole filled map: then (B, width, n·d, h, w), packed.
+        """
         with self.mask.packed_layout(feature_map.packed):
             x = self.norm(feature_map.values)
         x = whole(SparseMap(x, feature_map.packed), self.mask)
@@ -64,6 +71,8 @@ class Densify(nn.Module):
         if self.token is not None and level is not None:
             # Masked voxels are 0 here, so adding the token to them alone fills them.
             x = x + self.token.to(x.dtype).view(1, -1, 1, 1, 1) * (1.0 - level.visible)
+        if at is not None:
+            return conv_at(self.projection, x, at) if isinstance(self.projection, nn.Conv3d) else at.pack(x)
         return cast("Tensor", self.projection(x))
 
 
@@ -98,6 +107,10 @@ class LightDecoder(nn.Module):
     Widths halve with every block that raises the resolution. Source: SparK (arXiv 2301.03580), in the 3-D form of
     AnatoMask; there every level doubles every axis, here each has its own stride per axis.
 
+    The finest blocks may compute some cells alone, packed as in :mod:`ssl_pretrain.sparse.packing`. The first of them
+    goes up from the whole map. From there on a convolution reads 0 where its neighbour is not one of these cells, and
+    norms have the statistics of these cells. The image is 0 elsewhere.
+
     Args:
         width: channels of the coarsest map that comes in.
         strides: of each block, coarse to fine.
@@ -106,7 +119,11 @@ class LightDecoder(nn.Module):
         kind: of every block.
         finest: most channels at the resolution of the image; None for no limit.
         coarse: blocks after which a second head makes a coarse image; None for none.
+        alone: blocks after which the others compute decoded cells alone; None for none.
         checkpointing: compute the blocks again in the backward pass instead of keeping what is inside them.
+
+    Attributes:
+        decoded: the cells that are decoded, "visible" to the finest blocks.
     """
 
     def __init__(
@@ -118,32 +135,65 @@ class LightDecoder(nn.Module):
         kind: DecoderKind = "spark",
         finest: int | None = None,
         coarse: int | None = None,
+        alone: int | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.coarse, self.checkpointing = coarse, checkpointing
+        self.coarse, self.alone, self.checkpointing = coarse, alone, checkpointing
+        self.decoded = SparseMask()
         self.widths = decoder_widths(width, strides, finest)
         widths = zip(self.widths[:-1], self.widths[1:], strides, strict=True)
         self.blocks = nn.ModuleList(DecoderBlock(a, b, stride, norm, kind) for a, b, stride in widths)
         self.head: nn.Module | None = nn.Conv3d(self.widths[-1], out_channels, 1)
         self.coarse_head = None if coarse is None else nn.Conv3d(self.widths[coarse], out_channels, 1)
         self.apply(_initialize)
+        if alone is not None:
+            for module in (self.blocks[alone].conv, *self.blocks[alone + 1 :], self.head):
+                convert(module, self.decoded)
 
     def cut(self) -> None:
         """Leave out the blocks and the head that come after the coarse image."""
         self.blocks, self.head = self.blocks[: self.coarse], None
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Densified maps, coarse to fine, at most one per block -> the finest image (B, C, D, H, W), and the coarse."""
+        """Densified maps, coarse to fine, at most one per block -> the finest image (B, C, D, H, W), and the coarse.
+
+        Where blocks compute cells alone, it runs inside the context of :attr:`decoded`, and the maps that :meth:`packs`
+        names are packed.
+        """
         x, coarse = maps[0], None
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(list(self.blocks)[: self.alone]):
             x = self._run(block, x if i == 0 or i >= len(maps) else x + maps[i])
             if self.coarse_head is not None and i + 1 == self.coarse:
                 coarse = self.coarse_head(x)
-        return cast("Tensor", coarse if self.head is None else self.head(x)), coarse
+        if self.head is None:
+            return cast("Tensor", coarse), coarse
+        return self.head(x) if self.alone is None else self._decode_alone(x, maps, self.alone), coarse
+
+    def packs(self, level: int) -> bool:
+        """Whether the map before a block, counted from the coarsest, holds decoded cells alone."""
+        return self.alone is not None and level > self.alone
+
+    # Its autograd functions, and what is kept per mask, would break the compiler's graph at every layer.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _decode_alone(self, x: Tensor, maps: Sequence[Tensor], first: int) -> Tensor:
+        """The finest blocks, for the decoded cells alone, from the map that comes before them."""
+        packing = self.decoded.packing
+        blocks = cast("list[DecoderBlock]", list(self.blocks))
+        for i, block in enumerate(blocks[first:], first):
+            if i < len(maps):
+                x = x + maps[i]
+            if i == first:
+                up = block.up_sample
+                x = conv_transpose_at(up, x, packing) if isinstance(up, nn.ConvTranspose3d) else packing.pack(x)
+            with self.decoded.packed_layout():
+                x = self._run(block.conv if i == first else block, x)
+        with self.decoded.packed_layout():
+            x = cast("nn.Module", self.head)(x)
+        return packing.unpack(x)
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        return cast("Tensor", checkpointed(block, x) if self.checkpointing else block(x))
+        return cast("Tensor", checkpointed(block, x, self.decoded.replay()) if self.checkpointing else block(x))
 
 
 def decoder_strides(strides: Sequence[Triple]) -> list[Triple]:
@@ -180,11 +230,21 @@ def decoder_widths(width: int, strides: Sequence[Triple], finest: int | None = N
     return widths
 
 
-def _up_sample(width: int, out_width: int, stride: Triple) -> nn.Module:
+def goes_up_alone(stride: Triple) -> bool:
+    """Whether the step of a block can be computed for some cells alone, with a halo of one voxel."""
+    return conv_geometry(*_window(stride)) is not None
+
+
+def _up_sample(width: int, out_width: int, stride: Triple) -> nn.ConvTranspose3d:
     """Transposed convolution; along an axis that does not grow it has no extent (published: kernel 4, stride 2)."""
-    kernel: Any = tuple(1 if s == 1 else s + 2 * ((s + 1) // 2) for s in stride)
-    padding: Any = tuple(0 if s == 1 else (s + 1) // 2 for s in stride)
-    return nn.ConvTranspose3d(width, out_width, kernel, stride, padding)
+    return nn.ConvTranspose3d(width, out_width, *_window(stride))
+
+
+def _window(stride: Triple) -> tuple[Triple, Triple, Triple]:
+    """Kernel, stride and padding of a step upwards."""
+    kernel = tuple(1 if s == 1 else s + 2 * ((s + 1) // 2) for s in stride)
+    padding = tuple(0 if s == 1 else (s + 1) // 2 for s in stride)
+    return cast("Triple", kernel), stride, cast("Triple", padding)
 
 
 def _norm(kind: Norm, width: int) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_pretrain.functional.geometry import Triple, check_cell, default_cell, grid_of
 from ssl_pretrain.functional.losses import cell_errors, cell_statistics, masked_mean, squared_errors
-from ssl_pretrain.functional.masking import count_masked, repeat_to, sample_masks
+from ssl_pretrain.functional.masking import Cells, count_masked, repeat_to, sample_masks
 from ssl_pretrain.functional.patches import from_cells, to_cells
 from ssl_pretrain.methods.base import Batch, Column, Method, Output, first_of, one_per_channel
 from ssl_pretrain.networks.base import Backbone
@@ -30,12 +30,14 @@ class Hidden(NamedTuple):
         masked: masked cells of each row of the mask, known to the host.
         difficulty: (B, *grid) rating that led to the mask, ``-inf`` where nobody rated; None for a random mask.
         hard: boolean (B, *grid), masked for being hard; None for a random mask.
+        decoded: masked cells that are predicted and that the loss looks at; None for all of them.
     """
 
     mask: Tensor
     masked: int
     difficulty: Tensor | None = None
     hard: Tensor | None = None
+    decoded: Cells | None = None
 
 
 class MaskedMethod(Method):
@@ -48,11 +50,13 @@ class MaskedMethod(Method):
         cell: voxels of a cell per axis.
         grid: cells per axis.
         masked: masked cells of a sample; where that changes from batch to batch, the fewest.
+        drawn: how many of the masked cells a training step predicts; None where it predicts all.
         groups: masks of a sample, G: 1, or one for each channel.
         errors: error of each cell: predictions, voxels of the image, and which of them count -> (B·G, L).
     """
 
     masks: ClassVar[bool] = True
+    drawn: int | None = None
     groups: int = 1
     errors: Callable[[Tensor, Tensor, Tensor | None], Tensor] = staticmethod(squared_errors)
 
@@ -89,7 +93,8 @@ class MaskedMethod(Method):
         """Mean error of the masked voxels that count, of predicted cells (B·G, L, V)."""
         counted = self.counted(batch)
         errors = self.errors(predicted, self.split(batch["image"]), counted)
-        return masked_mean(errors, hidden.mask.flatten(1), counted)
+        asked = hidden.mask if hidden.decoded is None else hidden.decoded.chosen
+        return masked_mean(errors, asked.flatten(1), counted)
 
     def log_values(self, hidden: Hidden) -> dict[str, float]:
         """Scalars to show beside the loss."""
@@ -140,7 +145,8 @@ class MaskedMethod(Method):
     def probe(self, image: Tensor) -> None:
         """A forward pass with all of the mask's work, whatever the mask is."""
         mask = torch.ones(len(image) * self.groups, *self.grid, dtype=torch.bool, device=image.device)
-        self.predict(image, Hidden(mask, self.masked))
+        decoded = None if self.drawn is None else Cells(mask, self.drawn)
+        self.predict(image, Hidden(mask, self.masked, decoded=decoded))
 
 
 def check_ratio(ratio: float | None) -> None:

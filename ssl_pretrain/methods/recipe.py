@@ -84,6 +84,9 @@ class OptimizerConfig:
     published: ClassVar[Mapping[str, Any]] = {}
     """Published values of settings of method and crops, where our defaults differ (``-recipe published``)."""
 
+    older: ClassVar[Mapping[str, Any]] = {}
+    """Values that settings had in runs from before they could be set, where the defaults are others."""
+
     optimizer: Literal["auto", "adamw", "sgd"] = "auto"
     schedule: Literal["auto", "cosine", "poly"] = "auto"
     lr: float | None = None

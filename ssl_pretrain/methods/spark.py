@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
+import torch
 from torch import nn
 
 from ssl_pretrain.functional.geometry import Triple, check_cell, check_patch, default_cell
 from ssl_pretrain.functional.losses import cell_errors
-from ssl_pretrain.methods.base import Exports, MethodSetup
+from ssl_pretrain.functional.masking import draw_cells
+from ssl_pretrain.methods.base import Batch, Exports, MethodSetup
 from ssl_pretrain.methods.dense import freeze_all_but
 from ssl_pretrain.methods.light_decoder import DecoderKind, Norm
-from ssl_pretrain.methods.masking import check_ratio
+from ssl_pretrain.methods.masking import Hidden, check_ratio
 from ssl_pretrain.methods.spark_network import SparKNetwork
 from ssl_pretrain.methods.sparse_method import SparseConfig, SparseMethod
 from ssl_pretrain.networks.base import Family
@@ -41,6 +44,8 @@ class SparKConfig(SparseConfig):
         decoder: ``slim``, or ``spark`` (published) with about three times its multiply-adds.
         decoder_norm: ``batch`` (published) or ``instance``; ``auto`` takes instance below 4 samples per device.
         decoder_width: channels of the decoder at the coarsest map; None for that map's own.
+        decode: share of the masked cells that the decoder's finest blocks compute in a training step, chosen at random;
+            validation and pictures have all of them. None (published) for every cell of the patch.
     """
 
     published: ClassVar[Mapping[str, Any]] = {
@@ -62,12 +67,15 @@ class SparKConfig(SparseConfig):
     decoder: DecoderKind = "slim"
     decoder_norm: Literal["auto", "batch", "instance"] = "auto"
     decoder_width: int | None = None
+    decode: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ratio(self.mask_ratio)
         if self.decoder_width is not None and self.decoder_width < 1:
             raise ValueError(f"decoder_width must be at least 1, got {self.decoder_width}.")
+        if self.decode is not None and not 0.0 < self.decode <= 1.0:
+            raise ValueError(f"decode must be greater than 0 and at most 1, or None for every cell, got {self.decode}.")
 
     def warmup(self, family: Family, epochs: int) -> float:
         """The published 20 epochs, at most a tenth of the run."""
@@ -108,9 +116,27 @@ class SparK(SparseMethod):
             norm=self.decoder_norm,
             kind=config.decoder,
             coarse=coarse,
+            alone=config.decode is not None,
             checkpointing=config.checkpointing,
         )
+        if config.decode is not None and self.student.decoder.alone is not None:
+            self.drawn = max(round(config.decode * self.masked), 1)
         freeze_all_but({id(p) for p in self.student.parameters()}, setup.backbone.network)
+
+    def choose(self, batch: Batch, generator: torch.Generator) -> Hidden:
+        """See :meth:`MaskedMethod.choose`."""
+        return self.thinned(super().choose(batch, generator), batch, generator)
+
+    def thinned(self, hidden: Hidden, batch: Batch, generator: torch.Generator) -> Hidden:
+        """In training: the cells to decode, drawn from the masked ones whatever they were masked for.
+
+        The mean of their errors is an unbiased estimate of that of all masked cells.
+        """
+        if not self.training or self.drawn is None:
+            return hidden
+        # Streams of their own: the first numbers of a sample's own have led to its mask.
+        generators = [np.random.default_rng(g.integers(2**62)) for g in self.sample_generators(batch, generator)]
+        return hidden._replace(decoded=draw_cells(hidden.mask, self.drawn, generators))
 
     def networks(self) -> tuple[SparKNetwork, ...]:
         """Every network that reconstructs images."""
@@ -126,8 +152,18 @@ class SparK(SparseMethod):
         return (
             f"{super().describe()}\n"
             f"decoder: {len(self.student.decoder.blocks)} blocks, widths {self.student.decoder.widths}, "
-            f"{len(self.student.densify)} feature maps densified"
+            f"{len(self.student.densify)} feature maps densified{self._decodes()}"
         )
+
+    def _decodes(self) -> str:
+        """Which blocks compute how many cells alone, as text; nothing where that was not asked for."""
+        if self.config.decode is None:
+            return ""
+        if self.drawn is None:
+            small = f"cells of {self.cell} voxels are too small to compute alone"
+            return f"\ndecode={self.config.decode:g} has no effect: {small}"
+        alone = len(self.student.decoder.blocks) - cast("int", self.student.decoder.alone)
+        return f"\nthe last {alone} blocks compute {self.drawn} of the {self.masked} masked cells in a training step"
 
 
 def _decoder_norm(config: SparKConfig, setup: MethodSetup) -> Norm:

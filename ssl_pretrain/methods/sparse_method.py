@@ -70,7 +70,7 @@ class SparseMethod(MaskedMethod):
 
     def cells_by(self, network: nn.Module, image: Tensor, hidden: Hidden) -> Tensor:
         """Predicted cells (B, L, V), float32, of one of the networks."""
-        return self.cells_of(network(image, hidden.mask, prod(self.grid) - hidden.masked))
+        return self.cells_of(network(image, hidden.mask, prod(self.grid) - hidden.masked, hidden.decoded))
 
     def cells_of(self, reconstruction: Tensor) -> Tensor:
         """Cells (B, L, V), float32, of what a network makes of an image."""
@@ -115,5 +115,5 @@ class SparseMethod(MaskedMethod):
     def multiply_adds(self) -> dict[str, int]:
         """Of encoder (dense, and with visible cells only), densification and decoder, for a batch."""
         return count_multiply_adds(
-            self.networks()[0], self.config.sparse, self.length.batch_size, self.patch, self.masked
+            self.networks()[0], self.config.sparse, self.length.batch_size, self.patch, self.masked, self.drawn
         )

@@ -120,6 +120,9 @@ def _is_packable(layer: nn.Module, step: Triple) -> bool:
         kernel, stride, padding = (_per_axis(v) for v in (layer.kernel_size, layer.stride, layer.padding))
         dilation = _per_axis(getattr(layer, "dilation", 1))
         return kernel == stride == step and padding == (0, 0, 0) and dilation == (1, 1, 1)
+    if isinstance(layer, nn.ConvTranspose3d):
+        # A stage steps down or not at all; what goes up within it would leave its cells.
+        return False
     is_leaf = next(layer.children(), None) is None
     # Containers compute what their layers compute. A layer without parameters that we do not know may look across the
     # faces of cells.

@@ -54,12 +54,19 @@ def conv_geometry(kernel: Triple, stride: Triple, padding: Triple) -> Geometry |
     return Geometry(stride, padding, *(cast("Triple", h) for h in halos))
 
 
-def geometry_of(layer: nn.Conv3d) -> Geometry | None:
-    """The geometry of a layer, or None where blocks cannot compute it."""
+def geometry_of(layer: nn.Conv3d | nn.ConvTranspose3d) -> Geometry | None:
+    """The geometry of a layer, or None where blocks cannot compute it.
+
+    That of a transposed convolution is the one of the convolution that it is the adjoint of.
+    """
     plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
     if not plain or isinstance(layer.padding, str):
         return None
     kernel, stride, padding = (cast("Triple", tuple(v)) for v in (layer.kernel_size, layer.stride, layer.padding))
+    if isinstance(layer, nn.ConvTranspose3d):
+        axes = zip(kernel, stride, padding, layer.output_padding, strict=True)
+        if any(k - 2 * p + more != s for k, s, p, more in axes):
+            return None
     return conv_geometry(kernel, stride, padding)
 
 
@@ -78,6 +85,71 @@ def block_conv(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     """
     result: Tensor = _BlockConv.apply(*autocast_operands(x, weight, bias), geometry, packing)  # type: ignore[no-untyped-call]
     return result
+
+
+def block_conv_transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, packing: Packing
+) -> Tensor:
+    """Transposed convolution of a packed map, as the dense one would do it with zeros in masked cells.
+
+    Args:
+        x: packed (B, C, n·d, h, w).
+        weight: (C, C', *kernel).
+        bias: (C',) or None.
+        geometry: of the convolution that it is the adjoint of, see :func:`geometry_of`.
+        packing: of the mask.
+
+    Returns:
+        packed (B, C', n·d·s, h·s, w·s).
+    """
+    operands = autocast_operands(x, weight, bias)
+    result: Tensor = _BlockConvTranspose.apply(*operands, geometry, packing)  # type: ignore[no-untyped-call]
+    return result
+
+
+def conv_at(layer: nn.Conv3d, volume: Tensor, packing: Packing) -> Tensor:
+    """A convolution of a whole map, computed in the packing's cells alone, with their true neighbours.
+
+    Args:
+        layer: with a geometry.
+        volume: (B, C, D, H, W).
+        packing: the cells.
+
+    Returns:
+        packed (B, C', n·d/s, h/s, w/s).
+    """
+    geometry = packable_geometry(layer)
+    blocks = packing.windows(volume, geometry.low, geometry.high)
+    return _packed(functional.conv3d(blocks, layer.weight, layer.bias, geometry.stride), packing)
+
+
+def conv_transpose_at(layer: nn.ConvTranspose3d, volume: Tensor, packing: Packing) -> Tensor:
+    """A transposed convolution of a whole map, computed in the packing's cells alone, with their true neighbours.
+
+    Args:
+        layer: with a geometry.
+        volume: (B, C, D, H, W).
+        packing: the cells.
+
+    Returns:
+        packed (B, C', n·d·s, h·s, w·s).
+    """
+    geometry = packable_geometry(layer)
+    blocks = packing.windows(volume, geometry.gradient_low, geometry.gradient_high)
+    d, h, w = (n // g for n, g in zip(volume.shape[2:], packing.grid, strict=True))
+    return _packed(_go_up(blocks, layer.weight, layer.bias, geometry, (d, h, w)), packing)
+
+
+def packable_geometry(layer: nn.Conv3d | nn.ConvTranspose3d) -> Geometry:
+    """The geometry of a layer.
+
+    Raises:
+        ValueError: blocks cannot compute it.
+    """
+    geometry = geometry_of(layer)
+    if geometry is None:
+        raise ValueError(f"This convolution cannot work on packed cells: {layer}.")
+    return geometry
 
 
 def autocast_operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -99,8 +171,7 @@ class _BlockConv(torch.autograd.Function):
         # The haloed cells are gathered again in the backward pass: kept, they would be most of the memory.
         ctx.save_for_backward(x, weight)
         ctx.geometry, ctx.packing = geometry, packing
-        blocks = packing.haloed(x, geometry.low, geometry.high)
-        return _packed(functional.conv3d(blocks, weight, bias, geometry.stride), packing)
+        return _convolve(x, weight, bias, geometry, packing)
 
     @staticmethod
     @once_differentiable
@@ -117,6 +188,39 @@ class _BlockConv(torch.autograd.Function):
         )
 
 
+class _BlockConvTranspose(torch.autograd.Function):
+    """The two directions of a convolution in each other's place, so that both gather here, too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, packing: Packing
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry, ctx.packing = geometry, packing
+        blocks = packing.haloed(x, geometry.gradient_low, geometry.gradient_high)
+        return _packed(_go_up(blocks, weight, bias, geometry, packing.cell_of(x)), packing)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        geometry, packing, gradient = ctx.geometry, ctx.packing, gradients[0]
+        for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+        return (
+            _convolve(gradient, weight, None, geometry, packing) if for_x else None,
+            _weight_gradient(x, gradient, weight, geometry, packing) if for_weight else None,
+            to_rows(gradient).sum(0) if for_bias else None,
+            None,
+            None,
+        )
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, packing: Packing) -> Tensor:
+    """Cells with a halo, convolved without padding."""
+    blocks = packing.haloed(x, geometry.low, geometry.high)
+    return _packed(functional.conv3d(blocks, weight, bias, geometry.stride), packing)
+
+
 def _input_gradient(gradient: Tensor, weight: Tensor, geometry: Geometry, packing: Packing) -> Tensor:
     """The output gradient with a halo, convolved with the transposed kernel; the halo's own results are cut off."""
     blocks = packing.haloed(gradient, geometry.gradient_low, geometry.gradient_high)
@@ -124,15 +228,24 @@ def _input_gradient(gradient: Tensor, weight: Tensor, geometry: Geometry, packin
         # A plain convolution with the flipped kernel: faster than the transposed one, which wants its output cropped.
         flipped = weight.flip(2, 3, 4).transpose(0, 1)
         return _packed(functional.conv3d(blocks, flipped), packing)
+    return _packed(_go_up(blocks, weight, None, geometry, packing.cell_of(gradient)), packing)
+
+
+def _go_up(blocks: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, cell: Triple) -> Tensor:
+    """Transposed convolution of cells (N, C, …) with their halo; its own results are cut off: (N, C', d·s, h·s, w·s).
+
+    Args:
+        cell: voxels of a cell without the halo.
+    """
     crop = [p + low * s for p, low, s in zip(geometry.padding, geometry.gradient_low, geometry.stride, strict=True)]
-    cell = packing.cell_of(gradient)
+    size = [n * s for n, s in zip(cell, geometry.stride, strict=True)]
     wide = functional.conv_transpose3d(blocks, weight, None, geometry.stride, crop)
-    d, h, w = (n * s for n, s in zip(cell, geometry.stride, strict=True))
-    short = [n - m for n, m in zip((d, h, w), wide.shape[2:], strict=True)]
+    short = [n - m for n, m in zip(size, wide.shape[2:], strict=True)]
     if max(short) > 0:
         # A kernel smaller than the stride leaves the last voxels of each cell unread.
         wide = functional.pad(wide, [side for n in reversed(short) for side in (0, max(n, 0))])
-    return _packed(wide[:, :, :d, :h, :w], packing)
+    whole = wide[:, :, : size[0], : size[1], : size[2]]
+    return whole if bias is None else whole + bias.view(1, -1, 1, 1, 1)
 
 
 def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, packing: Packing) -> Tensor:

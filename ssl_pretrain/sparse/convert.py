@@ -1,4 +1,4 @@
-"""Making the layers of an encoder mask-aware, in place."""
+"""Making the layers of a network mask-aware, in place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ssl_pretrain.sparse.mask import SparseMask
 
 MASKED: dict[type[nn.Module], type[layers.MaskedLayer]] = {
     nn.Conv3d: layers.MaskedConv3d,
+    nn.ConvTranspose3d: layers.MaskedConvTranspose3d,
     nn.Linear: layers.MaskedLinear,
     nn.MaxPool3d: layers.MaskedMaxPool3d,
     nn.AvgPool3d: layers.MaskedAvgPool3d,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_pretrain.sparse.block_conv import block_conv, geometry_of
+from ssl_pretrain.sparse.block_conv import block_conv, block_conv_transpose, packable_geometry
 from ssl_pretrain.sparse.mask import Level, SparseMask
 from ssl_pretrain.sparse.spconv_conv import spconv_conv
 from ssl_pretrain.sparse.standardize import standardize
@@ -50,13 +50,26 @@ class MaskedConv3d(MaskedLayer, nn.Conv3d):
         return y if level is None else y.mul_(level.visible)
 
     def _convolve_packed(self, x: Tensor) -> Tensor:
-        geometry = geometry_of(self)
-        if geometry is None:
-            raise ValueError(f"This convolution cannot work on packed cells: {self}.")
+        geometry = packable_geometry(self)
         if geometry.reads_own_cell_only:
             return super().forward(x)
         convolve = spconv_conv if self.sparse_mask.packed_conv == "spconv" else block_conv
         return convolve(x, self.weight, self.bias, geometry, self.sparse_mask.packing)
+
+
+class MaskedConvTranspose3d(MaskedLayer, nn.ConvTranspose3d):
+    """Transposed convolution evaluated on visible positions of the finer map."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(B, C, D, H, W) -> (B, C', D', H', W'), 0 where masked, bias included."""
+        if self.sparse_mask.is_packed:
+            geometry = packable_geometry(self)
+            if geometry.reads_own_cell_only:
+                return super().forward(x)
+            return block_conv_transpose(x, self.weight, self.bias, geometry, self.sparse_mask.packing)
+        y = super().forward(x, output_size)
+        level = self.level_of(y)
+        return y if level is None else y.mul_(level.visible)
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):

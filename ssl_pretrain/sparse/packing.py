@@ -20,11 +20,11 @@ ABSENT = -1
 
 
 class Halo(NamedTuple):
-    """Where the voxels of haloed cells are found among the rows of a packed map.
+    """Where the voxels of haloed cells are found among the rows of a packed or a whole map.
 
     Attributes:
-        rows: (N·voxels,) int32, row of each voxel; 0 where there is none.
-        absent: (N·voxels, 1), whether there is none: in a masked neighbour and outside the patch.
+        rows: (N·voxels,) int32 or int64, row of each voxel; 0 where there is none.
+        absent: (N·voxels, 1), whether there is none: outside the patch, and in a packed map in a masked neighbour.
         shape: voxels per axis of a haloed cell.
     """
 
@@ -84,7 +84,43 @@ class Packing:
         """
         halo = self._halo(self.cell_of(packed), low, high)
         rows = to_rows(packed).index_select(0, halo.rows)
-        return _from_rows(rows.masked_fill_(halo.absent, 0.0), self.batch * self.count, halo.shape)
+        return from_rows(rows.masked_fill_(halo.absent, 0.0), self.batch * self.count, halo.shape)
+
+    def windows(self, volume: Tensor, low: Triple, high: Triple) -> Tensor:
+        """Each cell of a whole map with the voxels around it, whoever they belong to; 0 outside the patch.
+
+        Args:
+            volume: (B, C, D, H, W).
+            low: voxels to add before the first one of each axis.
+            high: voxels to add after the last one.
+
+        Returns:
+            (B·n, C, d', h', w') in ``channels_last_3d``.
+        """
+        size: Triple = (volume.shape[2], volume.shape[3], volume.shape[4])
+        key = ("windows", size, low, high)
+        if key not in self.cache:
+            self.cache[key] = self._find_windows(size, low, high)
+        rows, absent, shape = cast("Halo", self.cache[key])
+        found = to_rows(volume).index_select(0, rows).masked_fill(absent, 0.0)
+        return from_rows(found, self.batch * self.count, shape)
+
+    def _find_windows(self, size: Triple, low: Triple, high: Triple) -> Halo:
+        """For every voxel of every window its row among those of the volume."""
+        sample, *corner = self.places()
+        rows = sample.view(self.batch, self.count, 1, 1, 1)
+        absent = torch.zeros_like(rows, dtype=torch.bool)
+        shape = []
+        for axis, (cells, voxels) in enumerate(zip(self.grid, size, strict=True)):
+            cell = voxels // cells
+            around = torch.arange(-low[axis], cell + high[axis], device=rows.device)
+            ending = [1, 1, 1]
+            ending[axis] = len(around)
+            position = (corner[axis].unsqueeze(2) * cell + around).view(self.batch, self.count, *ending)
+            rows = rows * voxels + position
+            absent = absent | (position < 0) | (position >= voxels)
+            shape.append(len(around))
+        return Halo(rows.masked_fill(absent, 0).flatten(), absent.view(-1, 1), cast("Triple", tuple(shape)))
 
     def _halo(self, cell: Triple, low: Triple, high: Triple) -> Halo:
         key = (cell, low, high)
@@ -158,7 +194,7 @@ def to_rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
 
 
-def _from_rows(rows: Tensor, samples: int, shape: Triple) -> Tensor:
+def from_rows(rows: Tensor, samples: int, shape: Triple) -> Tensor:
     """(B·D·H·W, C) -> (B, C, D, H, W) in ``channels_last_3d``, without a copy."""
     return rows.view(samples, *shape, rows.shape[1]).permute(0, 4, 1, 2, 3)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from math import prod
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.sparse.block_conv import Geometry, autocast_operands
-from ssl_pretrain.sparse.packing import ABSENT, Packing, to_rows
-from ssl_pretrain.sparse.spconv_pairs import Pairs, find_pairs
+from ssl_pretrain.sparse.packing import ABSENT, Packing, from_rows, to_rows
 
 MASK_BITS = 32
 """Positions of a kernel that spconv's fast algorithm packs into one integer per voxel."""
@@ -85,14 +84,58 @@ def spconv_conv(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
     return result
 
 
-class _Algorithm(Protocol):
-    """One of spconv's algorithms with the pairs it works on. Rows are (N, C), filters (C', *kernel, C)."""
+class Pairs(NamedTuple):
+    """Which rows meet at each of the K positions of a kernel.
 
-    def forward(self, rows: Tensor, filters: Tensor) -> tuple[Tensor, object]:
-        """Rows of the output, and what the backward pass needs besides the arguments."""
+    Attributes:
+        inputs: (K, N') int32, the row of the input that an output row reads there, or ABSENT.
+        outputs: (K, N) int32, the row of the output that reads an input row there, or ABSENT.
+    """
 
-    def backward(self, rows: Tensor, filters: Tensor, gradient: Tensor, kept: object) -> tuple[Tensor, Tensor]:
-        """Gradients of rows and filters."""
+    inputs: Tensor
+    outputs: Tensor
+
+
+def find_pairs(packing: Packing, cell: Triple, kernel: Triple, geometry: Geometry) -> Pairs:
+    """The pairs of a convolution: output ``o`` reads input ``o·s − p + k`` at position ``k`` of the kernel.
+
+    Args:
+        packing: of the mask.
+        cell: voxels of an input cell per axis.
+        kernel: voxels of the kernel per axis.
+        geometry: of the convolution.
+    """
+    coarse = cast("Triple", tuple(n // s for n, s in zip(cell, geometry.stride, strict=True)))
+    reads, readers = [], []
+    for fine, few, k, s, p in zip(cell, coarse, kernel, geometry.stride, geometry.padding, strict=True):
+        position = torch.arange(k, device=packing.cells.device).view(-1, 1)
+        voxel = torch.arange(fine, device=packing.cells.device)
+        reads.append(voxel[:few] * s - p + position)
+        # Those that are no multiple of the stride lie between two outputs.
+        readers.append(voxel + p - position)
+    return Pairs(_rows(packing, reads, cell, (1, 1, 1)), _rows(packing, readers, coarse, geometry.stride))
+
+
+def _rows(packing: Packing, positions: list[Tensor], cell: Triple, stride: Triple) -> Tensor:
+    """(K, rows) int32: for what meets at (k, n) along each axis, the row of a map with such cells, or ABSENT."""
+    voxels = [p.div(s, rounding_mode="floor") for p, s in zip(positions, stride, strict=True)]
+    places = [v.remainder(n) for v, n in zip(voxels, cell, strict=True)]
+    # 0, 1 or 2: in the cell before, in the same or in the next one.
+    steps = [v.div(n, rounding_mode="floor") + 1 for v, n in zip(voxels, cell, strict=True)]
+    between = _combined([p.remainder(s) for p, s in zip(positions, stride, strict=True)], (1, 1, 1)) > 0
+    table = packing.neighbour_table()
+    cells = torch.arange(table.shape[0], device=table.device).view(1, -1, 1)
+    owner = table[cells, _combined(steps, (9, 3, 1)).unsqueeze(1)]
+    place = _combined(places, (cell[1] * cell[2], cell[2], 1)).to(torch.int32)
+    rows = owner * prod(cell) + place.unsqueeze(1)
+    return rows.masked_fill_((owner == ABSENT) | between.unsqueeze(1), ABSENT).flatten(1).contiguous()
+
+
+def _combined(axes: list[Tensor], factors: Triple) -> Tensor:
+    """Three tables (k, n) -> their weighted sum (K, voxels of a cell), the last axis running fastest in both."""
+    d, h, w = (a * factor for a, factor in zip(axes, factors, strict=True))
+    total = d[:, None, None, :, None, None] + h[:, None, None, :, None].unsqueeze(0) + w[:, None, None, :]
+    return total.reshape(len(d) * len(h) * len(w), -1)
 
 
 class _SortedMasks:
@@ -113,6 +156,9 @@ class _SortedMasks:
 
 class _ImplicitGemm:
     """spconv's ``MaskImplicitGemm``: CUDA only, kernels of up to 32 positions, nothing waits for the GPU.
+
+    Rows are (N, C), filters (C', *kernel, C). A forward pass gives the output's rows and what the backward pass needs
+    besides the arguments; that gives the gradients of rows and filters.
 
     It is called as for ``SparseConv3d`` with stride 1, too. Its shortcut for submanifold convolutions saves one
     sorting, and the pairs of a stride 1 and of other strides would be two things to get right.
@@ -195,7 +241,7 @@ class _SpconvConv(torch.autograd.Function):
         if bias is not None:
             rows = rows.add_(bias)
         d, h, w = (n // s for n, s in zip(packing.cell_of(x), geometry.stride, strict=True))
-        return _volume(rows, (packing.batch, packing.count * d, h, w)).to(x.dtype)
+        return from_rows(rows, packing.batch, (packing.count * d, h, w)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -206,9 +252,8 @@ class _SpconvConv(torch.autograd.Function):
         rows, filters = ctx.algorithm.backward(
             _operand(to_rows(x), x.dtype), _filters(weight, x.dtype), _operand(gradient, x.dtype), ctx.kept
         )
-        b, _, *size = x.shape
         return (
-            _volume(rows, (b, *size)).to(x.dtype),
+            from_rows(rows, x.shape[0], (x.shape[2], x.shape[3], x.shape[4])).to(x.dtype),
             filters.view(weight.shape[0], *weight.shape[2:], -1).permute(0, 4, 1, 2, 3).to(weight.dtype),
             gradient.sum(0) if ctx.needs_input_grad[2] else None,
             None,
@@ -216,7 +261,7 @@ class _SpconvConv(torch.autograd.Function):
         )
 
 
-def _algorithm(x: Tensor, weight: Tensor, geometry: Geometry, packing: Packing) -> _Algorithm:
+def _algorithm(x: Tensor, weight: Tensor, geometry: Geometry, packing: Packing) -> _ImplicitGemm | _Native:
     """The algorithm for a convolution, with its pairs; computed once per mask."""
     cell, kernel = packing.cell_of(x), cast("Triple", tuple(weight.shape[2:]))
     key = ("spconv", cell, kernel, geometry)
@@ -224,7 +269,7 @@ def _algorithm(x: Tensor, weight: Tensor, geometry: Geometry, packing: Packing) 
         pairs = find_pairs(packing, cell, kernel, geometry)
         fast = x.device.type == "cuda" and prod(kernel) <= MASK_BITS
         packing.cache[key] = _ImplicitGemm(pairs) if fast else _Native(pairs)
-    return cast("_Algorithm", packing.cache[key])
+    return cast("_ImplicitGemm | _Native", packing.cache[key])
 
 
 def _operand(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -235,11 +280,6 @@ def _operand(values: Tensor, dtype: torch.dtype) -> Tensor:
 def _filters(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """(C', C, *kernel) -> (C', *kernel, C), the order of spconv's weights."""
     return _operand(weight.permute(0, 2, 3, 4, 1), dtype)
-
-
-def _volume(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Rows (B·D·H·W, C) -> (B, C, D, H, W) in ``channels_last_3d``, without a copy."""
-    return rows.view(*shape, rows.shape[1]).permute(0, 4, 1, 2, 3)
 
 
 def _set_tf32(dtype: torch.dtype) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ SCRATCH = "scratch"
 PLANS = "nnUNetPlans"
 STOCK_TRAINER = "nnUNetTrainer"
 
+NOT_THE_RECIPE = frozenset({"seed", "output_folder", "num_workers", "picture_every"})
+"""Settings in which two pretrainings of one arm may differ."""
+
 LITTLE = 0.3
 """Share of a network's parameters; a file that gives less is worth a warning."""
 
@@ -41,6 +45,10 @@ class Arm:
         method: that made it, where the file says so.
         baseline: name of the arm from scratch that it is compared with; None for that arm itself.
         loaded: share of the network's parameters that the file gives.
+        group: name that several pretrainings have together which differ in their seeds alone; None for a file that is
+            an arm by itself.
+        recipe: digest of all that the file says of its making but the seed; None where it does not say enough.
+        pretraining_seed: of the run that made it.
     """
 
     name: str
@@ -51,10 +59,32 @@ class Arm:
     method: str | None = None
     baseline: str | None = None
     loaded: float | None = None
+    group: str | None = None
+    recipe: str | None = None
+    pretraining_seed: int | None = None
+
+    @property
+    def shown(self) -> str:
+        """What it is called in tables, together with the other pretrainings of its group."""
+        return self.group or self.name
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def groups_of(arms: Iterable[Arm]) -> dict[str, list[Arm]]:
+    """What is compared, by its name in tables: arms from scratch, and for each way of pretraining all its files."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(arm.shown, []).append(arm)
+    return groups
+
+
+def turns_of(arms: Iterable[Arm]) -> dict[str, tuple[int, int]]:
+    """Place of each arm among the pretrainings of its group, and how many these are."""
+    groups = groups_of(arms).values()
+    return {arm.name: (place, len(group)) for group in groups for place, arm in enumerate(group)}
 
 
 def local_file(source: str) -> Path:
@@ -117,7 +147,10 @@ def add_arms(
         scratch = _scratch_arm(plans, settings.scratch_trainer or scratch_trainer(trainer), arms)
         for wanted in (trainer, scratch.trainer):
             check_schedule(wanted, settings.epochs)
-        arm = Arm(names[source], plans, trainer, source, sha256, about.get("method"), scratch.name)
+        name, group = names[source]
+        arm = Arm(
+            name, plans, trainer, source, sha256, about.get("method"), scratch.name, None, group, *recipe_of(about)
+        )
         arm = replace(arm, loaded=share_loaded(arm, folder, settings.configuration, trust_plans))
         if scratch not in arms:
             arms.append(scratch)
@@ -262,16 +295,61 @@ def _scratch_arm(plans: str, trainer: str, arms: Sequence[Arm]) -> Arm:
     return Arm(SCRATCH if first else unique(f"{SCRATCH} {plans}", [arm.name for arm in arms]), plans, trainer)
 
 
-def _names(files: Mapping[str, tuple[str, Mapping[str, Any]]], known: Sequence[Arm]) -> dict[str, str]:
-    """Names of the arms of files whose content no arm has; equal files have one."""
+def recipe_of(about: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    """Digest of what a file says of its making but for the seed, and the seed; None for files that do not say both."""
+    config, seed = about.get("config"), about.get("seed")
+    if not config or not isinstance(seed, int):
+        return None, None
+    settings = {name: value for name, value in config.items() if name not in NOT_THE_RECIPE}
+    adaptation = {name: value for name, value in (about.get("adaptation") or {}).items() if name != "file"}
+    made = [*(about.get(name) for name in ("method", "network", "configuration", "epoch")), settings, adaptation]
+    return hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:16], seed
+
+
+def _names(
+    files: Mapping[str, tuple[str, Mapping[str, Any]]], known: Sequence[Arm]
+) -> dict[str, tuple[str, str | None]]:
+    """Name, and group if it has one, of the arms of files whose content no arm has; equal files have one.
+
+    Files of one recipe with different seeds are a group, which is called by its method unless there are others of that.
+    """
     seen = {arm.sha256 for arm in known}
-    new: dict[str, str | None] = {}
+    taken = [SCRATCH, *(arm.name for arm in known), *(arm.shown for arm in known)]
+    methods: dict[str, str | None] = {}
+    teams: list[list[str]] = []
+    joining: dict[str, str] = {}
+    made = {source: recipe_of(about) for source, (_, about) in files.items()}
     for source, (sha256, about) in files.items():
-        if sha256 not in seen:
-            new[source] = about.get("method")
-            seen.add(sha256)
+        if sha256 in seen:
+            continue
+        seen.add(sha256)
+        methods[source] = about.get("method")
+        recipe, seed = made[source]
+        old = [arm for arm in known if recipe and arm.recipe == recipe]
+        team = next((team for team in teams if recipe and made[team[0]][0] == recipe), None)
+        if old and seed not in [arm.pretraining_seed for arm in old]:
+            joining[source] = old[0].shown
+        elif team is not None and seed not in [made[other][1] for other in team]:
+            team.append(source)
+        else:
+            teams.append([source])
     named = {arm.weights: arm.method for arm in known if arm.weights is not None}
-    return name_arms(new, named, [SCRATCH, *(arm.name for arm in known)])
+    heads = name_arms({team[0]: methods[team[0]] for team in teams}, named, taken)
+    found: dict[str, tuple[str, str | None]] = {}
+    for head, *others in teams:
+        method = methods[head]
+        if not others:
+            found[head] = heads[head], None
+            continue
+        alone = [methods[team[0]] for team in teams].count(method) == 1 and method not in named.values()
+        group = unique(str(method) if alone else heads[head], taken)
+        names = name_arms(dict.fromkeys((head, *others), group), {}, [*taken, group, *heads.values()])
+        found.update({source: (name, group) for source, name in names.items()})
+    for source, group in joining.items():
+        members = {arm.weights: group for arm in known if arm.shown == group and arm.weights is not None}
+        names = name_arms({source: group}, members, [*taken, *(name for name, _ in found.values())])
+        found[source] = names[source], group
+    return found
 
 
 def _is_on_hub(source: str) -> bool:

@@ -25,6 +25,7 @@ FLAGS = {
         "scratch_trainer": "-scratch_tr",
         "mirroring": "mirroring (--no_mirroring)",
         "keep_checkpoints": "--keep_checkpoints",
+        "spread": "--spread",
     },
 }
 """What a setting is called on the command line, where that is not ``-<name>``."""
@@ -45,12 +46,17 @@ class StudySettings:
         fractions: shares of a fold's training cases, each in (0, 1].
         cases: numbers of training cases.
         seeds: how many; seeds are 0, 1, ...
+        spread: whether the pretrainings of a group take turns, one for each seed, instead of all having every seed.
         epochs: of a run; None for the trainer's.
         iters: optimiser steps per epoch; None for the trainer's.
         val_iters: batches of nnU-Net's validation during training, which decides nothing; None for a fifth of
             ``iters``, or the trainer's.
         device: ``cuda``, ``cpu`` or ``mps``.
         mirroring: whether the final validation averages over mirrored images, as nnU-Net does.
+        curve: shares of a run's optimiser steps, each in (0, 1], after which the network is validated as well; the
+            end is always one of them. Empty for no curve.
+        probe: optimiser steps of a linear head on the encoder as the run begins with it; 0 for no probe.
+        primary: comparisons that are named before the runs, each ``ARM@CASES``; all others are exploratory.
         collapsed_below: share of the best run's Dice below which a run has collapsed.
         keep_checkpoints: whether nnU-Net's checkpoints of finished runs stay.
 
@@ -68,17 +74,23 @@ class StudySettings:
     fractions: tuple[float, ...] = FRACTIONS
     cases: tuple[int, ...] = ()
     seeds: int = 5
+    spread: bool = False
     epochs: int | None = None
     iters: int | None = None
     val_iters: int | None = None
     device: str = "cuda"
     mirroring: bool = True
+    curve: tuple[float, ...] = ()
+    probe: int = 0
+    primary: tuple[str, ...] = ()
     collapsed_below: float = 0.5
     keep_checkpoints: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("weights", "folds", "fractions", "cases"):
+        for name in ("weights", "folds", "fractions", "cases", "primary"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        if self.curve:
+            object.__setattr__(self, "curve", tuple(sorted({*self.curve, 1.0})))
         if self.dataset.isascii() and self.dataset.isdecimal():
             object.__setattr__(self, "dataset", str(int(self.dataset)))  # 007 is 7
         if not self.weights:
@@ -92,8 +104,13 @@ class StudySettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"-{name} must be at least 1, got {value}.")
-        if wrong := [f for f in self.fractions if not 0 < f <= 1]:
-            raise ValueError(f"-fractions are shares of the training cases in (0, 1], got {wrong[0]:g}.")
+        for name, what in (("fractions", "training cases"), ("curve", "optimiser steps")):
+            if wrong := [f for f in getattr(self, name) if not 0 < f <= 1]:
+                raise ValueError(f"-{name} are shares of the {what} in (0, 1], got {wrong[0]:g}.")
+        if self.probe < 0:
+            raise ValueError(f"-probe is a number of optimiser steps, got {self.probe}.")
+        if unnamed := [text for text in self.primary if not all(text.rpartition("@")[::2])]:
+            raise ValueError(f"-primary is ARM@CASES, an arm and its training cases, got {unnamed[0]!r}.")
         if wrong_cases := [n for n in self.cases if n < 1]:
             raise ValueError(f"-cases must be at least 1, got {wrong_cases[0]}.")
         wrong_folds = [f for f in self.folds if f < 0]
@@ -151,6 +168,12 @@ class Size:
 
     label: str
     counts: Mapping[int, int]
+
+    def is_called(self, amount: str) -> bool:
+        """Whether this is what is meant: a number of cases in every fold, or a share such as ``10%``."""
+        return amount in {self.label, self.label.replace(" ", "")} or all(
+            str(n) == amount for n in self.counts.values()
+        )
 
 
 def sizes_of(settings: StudySettings, available: Mapping[int, int]) -> list[Size]:
@@ -222,16 +245,22 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name).strip("_.") or "arm"
 
 
-def runs_of(arms: Sequence[str], settings: StudySettings, sizes: Sequence[Size]) -> list[StudyRun]:
+def runs_of(turns: Mapping[str, tuple[int, int]], settings: StudySettings, sizes: Sequence[Size]) -> list[StudyRun]:
     """All runs, in the order in which they are started: a study that is stopped has whole comparisons.
 
     Two amounts of data may be the same number of cases in one of several folds; that is one run, which counts for both.
+
+    Args:
+        turns: name of each arm -> its place among the pretrainings of its group, and how many these are.
+        settings: of the study.
+        sizes: amounts of training data.
     """
     every = (
         StudyRun(arm, fold, seed, size.counts[fold])
         for seed in range(settings.seeds)
         for fold in settings.folds
         for size in sizes
-        for arm in arms
+        for arm, (place, count) in turns.items()
+        if not settings.spread or seed % count == place
     )
     return list(dict.fromkeys(every))

@@ -19,7 +19,7 @@ from ssl_pretrain.files import write_atomic, write_json
 from ssl_pretrain.study import worker
 from ssl_pretrain.study.design import StudyRun
 from ssl_pretrain.study.machine import available_cores
-from ssl_pretrain.study.plot import draw_study
+from ssl_pretrain.study.plot import draw_curves, draw_study
 from ssl_pretrain.study.results import Analysis, analyse
 from ssl_pretrain.study.study import FAILURE, FILE, Study, read_result
 from ssl_pretrain.study.tables import markdown, to_json
@@ -27,6 +27,9 @@ from ssl_pretrain.study.tables import markdown, to_json
 log = logging.getLogger("ssl_pretrain")
 
 WORKER = worker.__name__
+
+PAUSE = 10
+"""Between two gatherings while runs go on passes so much longer than the first of them took."""
 
 
 def worker_command() -> list[str]:
@@ -36,12 +39,14 @@ def worker_command() -> list[str]:
 
 
 def gather(study: Study) -> Analysis:
-    """Write ``study.json``, ``study.md`` and ``study.png`` from the results that are there."""
+    """Write ``study.json``, ``study.md``, ``study.png`` and ``curves.png`` from the results that are there."""
     analysis = analyse(study)
     write_json(to_json(study, analysis), study.folder / FILE)
     text = markdown(study, analysis)
     write_atomic(study.folder / "study.md", "w", lambda handle: handle.write(text))
     draw_study(study, analysis, study.folder / "study.png")
+    if analysis.noted.points:
+        draw_curves(study, analysis, study.folder / "curves.png")
     return analysis
 
 
@@ -56,7 +61,7 @@ def check_jobs(jobs: int) -> None:
 
 
 def run_all(study: Study, jobs: int = 1) -> Analysis:
-    """Run what is not done yet, each run in a process of its own, and gather after each.
+    """Run what is not done yet, each run in a process of its own, and gather after each, unless that takes long.
 
     Args:
         study: what to run.
@@ -66,7 +71,10 @@ def run_all(study: Study, jobs: int = 1) -> Analysis:
         ValueError: no such number of jobs.
     """
     check_jobs(jobs)
-    analysis, pending, started = gather(study), study.pending, time.perf_counter()
+    started = time.perf_counter()
+    analysis, pending = gather(study), study.pending
+    gathered = time.perf_counter()
+    took = gathered - started
     log.info("%d of %d runs to do, %d at once", len(pending), len(study.runs), jobs)
     launcher = Launcher(study, jobs)
     with ThreadPoolExecutor(jobs) as pool:
@@ -74,7 +82,11 @@ def run_all(study: Study, jobs: int = 1) -> Analysis:
             futures = {pool.submit(launcher.start, run): run for run in pending}
             for done, future in enumerate(as_completed(futures), 1):
                 future.result()
-                analysis = gather(study)
+                # Runs compute on the same cores.
+                if done == len(pending) or time.perf_counter() - gathered > PAUSE * took:
+                    before, analysis = time.perf_counter(), gather(study)
+                    gathered = time.perf_counter()
+                    took = gathered - before
                 _report(study, futures[future], done, len(pending), time.perf_counter() - started)
         except BaseException:
             # Before the pool waits for its threads, which wait for the processes.

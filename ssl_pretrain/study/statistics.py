@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-Scores = npt.NDArray[np.floating[Any]]
+Array = npt.NDArray[np.floating[Any]]
+
+Scores = Array
 """Dice of runs on the validation cases of a fold, (runs, cases, labels); NaN where a case has no such label."""
 
 RESAMPLES = 10_000
@@ -45,12 +47,14 @@ class Difference(NamedTuple):
         low: lower end; NaN for fewer than two pairs.
         high: upper end.
         pairs: how many.
+        p: of the two-sided t test of mean 0; NaN for fewer than two pairs.
     """
 
     mean: float
     low: float
     high: float
     pairs: int
+    p: float
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -66,8 +70,20 @@ def paired_difference(ours: Mapping[Key, float], theirs: Mapping[Key, float]) ->
 
     keys = [key for key in ours if key in theirs]
     mean, error = mean_and_error([ours[key] - theirs[key] for key in keys])
-    half = error * float(t.ppf(0.975, len(keys) - 1)) if len(keys) > 1 else math.nan
-    return Difference(mean, mean - half, mean + half, len(keys))
+    if len(keys) < 2:
+        return Difference(mean, math.nan, math.nan, len(keys), math.nan)
+    half = error * float(t.ppf(0.975, len(keys) - 1))
+    p = 2 * float(t.sf(abs(mean) / error, len(keys) - 1)) if error > 0 else float(mean == 0)
+    return Difference(mean, mean - half, mean + half, len(keys), p)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values that hold for all of several comparisons together (Holm 1979, Scandinavian Journal of Statistics 6)."""
+    order = np.argsort(p)
+    steps = np.array(p, dtype=float)[order] * np.arange(len(p), 0, -1)
+    found = np.empty(len(p))
+    found[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return [float(value) for value in found]
 
 
 def foreground_mean(scores: Scores) -> Scores:
@@ -86,58 +102,102 @@ def resample_counts(rng: np.random.Generator, size: int, resamples: int) -> npt.
     return rng.multinomial(size, np.full(size, 1 / size), size=resamples)
 
 
-def bootstrap_difference(
-    ours: Sequence[Scores],
-    theirs: Sequence[Scores],
-    *,
-    resamples: int = RESAMPLES,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of the mean difference of paired runs, ``ours - theirs``.
+def bootstrap_means(scores: Sequence[Scores], *, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+    """Means over runs for other pretrainings, other seeds of fine-tuning and other patients than there were.
 
-    Two things are resampled with replacement, both at once: the pairs of runs of all folds (a pair shares seed, fold
-    and training cases and is never torn apart), and the validation cases of each fold (the same draw for all its runs).
-    See Owen (2007), The pigeonhole bootstrap, Annals of Applied Statistics 1(2), for two factors that are crossed as
-    runs and cases are. A run whose mean is NaN for a draw of cases counts as not drawn.
+    Three things are resampled with replacement, all at once: pretrainings, runs of all folds, and the validation cases
+    of each fold. A run stands for all that its seed and fold decide: training cases, order of the crops, and the run
+    from scratch that pretrained ones are compared with. All pretrainings share these, so runs are drawn once for all of
+    them: were they drawn anew within each pretraining, one run from scratch would count as many. See Owen & Eckles
+    (2012), Bootstrapping data arrays of arbitrary order, Annals of Applied Statistics 6(3). One pretraining cannot be
+    resampled: what another would give is then not in the draws.
 
     Args:
-        ours: of each fold; run *i* is paired with run *i* of ``theirs``.
-        theirs: of each fold, the same shapes.
+        scores: of each fold (values, pretrainings, runs, cases, labels). Values are what is averaged side by side: the
+            two sides of a comparison, or the points of a curve. A run that has NaN as the mean of one of its values
+            for a draw of cases, or was never run, counts as not drawn.
         resamples: draws.
-        level: share of the draws within the interval.
         seed: of the draws.
 
     Returns:
-        NaN for both ends where there are fewer than two pairs: one run says nothing about the next one.
-
-    Raises:
-        ValueError: shapes differ.
+        (draws, values); draws in which no run is left are left out, and there are none for fewer than two runs: one run
+        says nothing about the next one.
     """
-    shapes = [scores.shape for scores in ours], [scores.shape for scores in theirs]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"Paired runs need the same folds, cases and labels on both sides, got {shapes}.")
-    pairs = sum(len(scores) for scores in ours)
-    if pairs < 2:
-        return Interval(math.nan, math.nan)
+    values, origins = scores[0].shape[:2] if scores else (0, 0)
+    runs = sum(fold.shape[2] for fold in scores)
+    if runs < 2:
+        return np.empty((0, values))
     rng = np.random.default_rng(seed)
-    drawn = resample_counts(rng, pairs, resamples)
-    total, known, first = np.zeros(resamples), np.zeros(resamples), 0
-    for a, b in zip(ours, theirs, strict=True):
-        runs = drawn[:, first : first + len(a)]
-        first += len(a)
-        cases = resample_counts(rng, a.shape[1], resamples)
+    drawn_runs = resample_counts(rng, runs, resamples)
+    drawn_cases = [resample_counts(rng, fold.shape[3], resamples) for fold in scores]
+    drawn_origins = resample_counts(rng, origins, resamples)
+    total, known, first = np.zeros((resamples, values)), np.zeros(resamples), 0
+    for fold, cases in zip(scores, drawn_cases, strict=True):
+        here = drawn_runs[:, first : first + fold.shape[2]]
+        first += fold.shape[2]
         for start in range(0, resamples, _CHUNK):
             part = slice(start, start + _CHUNK)
-            difference = _weighted_means(a, cases[part]) - _weighted_means(b, cases[part])
-            there = ~np.isnan(difference)
-            total[part] += (runs[part] * np.where(there, difference, 0.0)).sum(axis=1)
-            known[part] += (runs[part] * there).sum(axis=1)
-    if not known.any():
+            means = _weighted_means(fold.reshape(-1, *fold.shape[3:]), cases[part]).reshape(-1, *fold.shape[:3])
+            there = np.isfinite(means.sum(axis=1))
+            weights = drawn_origins[part, :, None] * here[part, None] * there
+            total[part] += (weights[:, None] * np.where(there[:, None], means, 0.0)).sum(axis=(2, 3))
+            known[part] += weights.sum(axis=(1, 2))
+    return total[known > 0] / known[known > 0, None]
+
+
+def interval(draws: Array, level: float = 0.95) -> Interval:
+    """Percentile interval of draws; its ends are draws themselves where some are infinite, NaN where there is none."""
+    if not len(draws):
         return Interval(math.nan, math.nan)
     edge = 50 * (1 - level)
-    low, high = np.percentile(total[known > 0] / known[known > 0], [edge, 100 - edge])
+    method = "linear" if np.isfinite(draws).all() else "inverted_cdf"
+    low, high = np.percentile(draws, [edge, 100 - edge], method=method)  # type: ignore[call-overload]
     return Interval(float(low), float(high))
+
+
+def two_sided_p(draws: Array) -> float:
+    """The p that belongs to the percentile interval: twice the share of the draws beyond 0; NaN where there is none.
+
+    With one draw more on either side, because as many draws as there are never show a p of 0.
+    """
+    if not len(draws):
+        return math.nan
+    beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return min(1.0, 2 * (beyond + 1) / (len(draws) + 1))
+
+
+def steps_to(target: Array, steps: Array, curves: Array) -> Array:
+    """Steps after which curves first reach a target, on straight lines between their points.
+
+    Args:
+        target: (curves,).
+        steps: (points,), ascending.
+        curves: (curves, points).
+
+    Returns:
+        (curves,): the first point's steps for a curve that begins at the target or above it, where the true number is
+        lower; infinity for one that never reaches it.
+    """
+    reached = curves >= target[:, None]
+    at = np.maximum(reached.argmax(axis=1), 1 if len(steps) > 1 else 0)
+    rows = np.arange(len(curves))
+    before, after = curves[rows, at - 1], curves[rows, at]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = steps[at - 1] + (target - before) / (after - before) * (steps[at] - steps[at - 1])
+    found = np.where(reached[:, 0], steps[0], found)
+    return np.where(reached.any(axis=1), found, math.inf)
+
+
+def area_under(steps: Array, curves: Array) -> Array:
+    """Mean height of curves between their first and last point, on straight lines between them: (..., points) -> (...).
+
+    That is the area under a curve, divided by its width; of a single point its height.
+    """
+    if len(steps) == 1:
+        return curves[..., 0]
+    heights = (curves[..., 1:] + curves[..., :-1]) / 2
+    area: Array = (heights * np.diff(steps)).sum(axis=-1) / (steps[-1] - steps[0])
+    return area
 
 
 def _weighted_means(scores: Scores, counts: npt.NDArray[np.int64]) -> Scores:

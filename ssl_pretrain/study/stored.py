@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
-from ssl_pretrain.study.arms import Arm
+from ssl_pretrain.study.arms import Arm, turns_of
 from ssl_pretrain.study.design import Size, StudySettings, runs_of
 
 Dice = Annotated[float, Field(ge=0, le=1)] | None
@@ -73,7 +73,7 @@ class StoredStudy(BaseModel):
             raise ValueError("two arms have one name, or one is compared with none of them")
         # Each seed of each fold has a subset at least; asked first, since runs are listed one by one.
         too_many = self.settings.seeds * len(folds) > len(self.subsets)
-        runs = [] if too_many else runs_of([arm.name for arm in self.arms], self.settings, self.amounts)
+        runs = [] if too_many else runs_of(turns_of(self.arms), self.settings, self.amounts)
         if not runs or not {run.subset for run in runs} <= {(f, s, n) for f, s, n, _ in self.subsets}:
             raise ValueError("subsets are not those of the runs that settings, arms and sizes ask for")
         return self
@@ -98,21 +98,61 @@ class Device(BaseModel):
     device: str
 
 
-class RunResult(BaseModel):
-    """``result.json`` of a run as far as it is read again."""
+class Distance(BaseModel):
+    """How far a vector of weights is from another.
+
+    Attributes:
+        distance: length of the difference, in lengths of the vector at the start; None where that is 0 or the weights
+            are not finite.
+        cosine: of the angle between both; None likewise.
+    """
+
+    distance: Annotated[float, Field(ge=0)] | None
+    cosine: Annotated[float, Field(ge=-1, le=1)] | None
+
+
+class ValidationDice(BaseModel):
+    """Dice of a network on the validation cases."""
 
     dice: Annotated[float, Field(ge=0, le=1)]
     labels: dict[str, Dice]
     per_case: dict[str, dict[str, Dice]] = Field(min_length=1)
-    seconds: Seconds
-    trained: Trained
-    machine: Device
 
     @model_validator(mode="after")
-    def _of_the_same_labels(self) -> RunResult:
+    def _of_the_same_labels(self) -> ValidationDice:
         if any(values.keys() != self.labels.keys() for values in self.per_case.values()):
             raise ValueError("the labels of per_case are not those of labels")
         return self
+
+
+class Point(ValidationDice):
+    """A point of a curve, or a probe: Dice after so many optimiser steps."""
+
+    steps: Annotated[int, Field(gt=0)]
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class Moved(BaseModel):
+    """How far the weights of each part of the network are from where they began."""
+
+    steps: Annotated[int, Field(gt=0)]
+    parts: dict[str, Distance]
+
+
+class Watched(BaseModel):
+    """What is noted while a run trains."""
+
+    probe: Point | None = None
+    curve: list[Point] = []
+    movement: list[Moved] = []
+
+
+class RunResult(ValidationDice, Watched):
+    """``result.json`` of a run as far as it is read again."""
+
+    seconds: Seconds
+    trained: Trained
+    machine: Device
 
 
 class FailedRun(BaseModel):

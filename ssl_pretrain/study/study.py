@@ -12,7 +12,7 @@ from typing import Any
 
 from ssl_pretrain.data.locate import find_dataset
 from ssl_pretrain.files import check_case_names, check_name, read_json, validated, write_json
-from ssl_pretrain.study.arms import Arm, add_arms, check_weights, digest, is_gone, local_file
+from ssl_pretrain.study.arms import Arm, add_arms, check_weights, digest, groups_of, is_gone, local_file, turns_of
 from ssl_pretrain.study.design import MAY_CHANGE, Size, StudyRun, StudySettings, disagreements, runs_of, sizes_of
 from ssl_pretrain.study.leaks import refuse_supervised, seen_cases
 from ssl_pretrain.study.machine import PREPROCESSED, machine
@@ -83,6 +83,26 @@ class Study:
         return (self.run_folder(run) / RESULT).is_file()
 
     @property
+    def primary(self) -> set[tuple[str, str]]:
+        """Names in tables of arms, with labels of amounts of data, of the comparisons that were named before the runs.
+
+        Raises:
+            ValueError: one names no arm or no amount; says what there is.
+        """
+        compared = [name for name, arms in groups_of(self.arms).items() if arms[0].baseline is not None]
+        found = set()
+        for text in self.settings.primary:
+            arm, _, amount = text.rpartition("@")
+            labels = [size.label for size in self.sizes if size.is_called(amount)]
+            if arm not in compared or not labels:
+                raise ValueError(
+                    f"-primary {text} is none of the comparisons of this study. Arms: {', '.join(compared)}; training "
+                    f"cases: {', '.join(size.label.split()[0] for size in self.sizes)}."
+                )
+            found.add((arm, labels[0]))
+        return found
+
+    @property
     def pending(self) -> list[StudyRun]:
         """Runs without a result."""
         return [run for run in self.runs if not self.is_done(run)]
@@ -133,7 +153,7 @@ class Study:
             arms=stored.arms,
             sizes=stored.amounts,
             folds={number: fold.model_dump() for number, fold in stored.dataset.folds.items()},
-            runs=runs_of([arm.name for arm in stored.arms], stored.settings, stored.amounts),
+            runs=runs_of(turns_of(stored.arms), stored.settings, stored.amounts),
             numbers={(f, s, n): number for f, s, n, number in stored.subsets},
             begun=stored.model_dump(include={"begun", "versions", "machine"}),
             warnings=stored.warnings,
@@ -246,7 +266,12 @@ def _prepare(
     folds = {fold: folds[fold] for fold in settings.folds}
     sizes = sizes_of(settings, {fold: len(cases["train"]) for fold, cases in folds.items()})
     refuse_supervised(arms, source.name, folds, folder / SOURCE_SPLITS)
-    runs = runs_of([arm.name for arm in arms], settings, sizes)
+    runs = runs_of(turns_of(arms), settings, sizes)
+    if moved := [run.name for run in runs_of(turns_of(known), settings, sizes) if run not in runs]:
+        raise ValueError(
+            "With --spread each seed has one pretraining of an arm. One more would take seeds from the others, such "
+            f"as {moved[0]}. Begin another study (-o) with all of them."
+        )
     mirror = _mirror(source, folder, settings.configuration, arms)
     study = Study(
         folder=folder,
@@ -262,6 +287,7 @@ def _prepare(
         warnings=seen_cases(arms, source.name, folds),
         trust_plans=trust_plans,
     )
+    _ = study.primary  # refuses what is none
     write_json(study.to_dict(), folder / FILE)
     for warning in study.warnings:
         log.warning(warning)

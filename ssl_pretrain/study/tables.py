@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ssl_pretrain.report.tables import format_table
-from ssl_pretrain.study.results import Analysis, Outcome
+from ssl_pretrain.study.cells import Rows, amount, comparison_cells, dice, ends, markdown_table, signed
+from ssl_pretrain.study.noted_tables import console_tables, noted_markdown
+from ssl_pretrain.study.outcomes import Outcome
+from ssl_pretrain.study.results import Analysis
 from ssl_pretrain.study.statistics import FOUND_NOTHING, RESAMPLES, USUALLY_FOUND
 from ssl_pretrain.study.study import Study
 
@@ -16,18 +20,18 @@ DIFFERENCES = (
     "without collapsed pairs",
 )
 LABELS = ("training data", "label", "arm", "Dice", "scratch", "difference", "95 % bootstrap")
-
-Rows = Sequence[Sequence[object]]
+HOLM = "p (Holm)"
+EXPLORATORY = "exploratory"
 
 
 def console(analysis: Analysis) -> str:
-    """The two main tables as plain text."""
-    parts = [format_table(SUMMARY, summary_rows(analysis)), format_table(DIFFERENCES, difference_rows(analysis))]
-    return "\n\n".join(parts)
+    """The main tables as plain text."""
+    tables = [(SUMMARY, summary_rows(analysis)), difference_table(analysis), *console_tables(analysis.noted)]
+    return "\n\n".join(format_table(headers, rows) for headers, rows in tables)
 
 
 def markdown(study: Study, analysis: Analysis) -> str:
-    """The page ``study.md``: what was run, the tables, the figure, how to read it."""
+    """The page ``study.md``: what was run, the tables, the figures, how to read it."""
     done = sum(o.status == "done" for o in analysis.outcomes)
     parts = [
         f"# {study.dataset}, {study.settings.configuration}: pretrained against scratch",
@@ -37,9 +41,10 @@ def markdown(study: Study, analysis: Analysis) -> str:
         "## Dice",
         markdown_table(SUMMARY, summary_rows(analysis)),
         "## Pretrained - scratch",
-        markdown_table(DIFFERENCES, difference_rows(analysis)),
+        markdown_table(*difference_table(analysis)),
         explanation(study),
         "![Dice of every run against the training cases](study.png)",
+        *noted_markdown(analysis.noted, study.settings.probe),
         "## Labels",
         markdown_table(LABELS, _label_rows(analysis)),
     ]
@@ -50,15 +55,29 @@ def markdown(study: Study, analysis: Analysis) -> str:
 
 def explanation(study: Study) -> str:
     """What the numbers mean, in a paragraph."""
-    share = study.settings.collapsed_below
+    share, primary = study.settings.collapsed_below, study.settings.primary
+    corrected = (
+        f"The primary comparisons, named before the runs, are {', '.join(primary)}: their p, the larger one of "
+        "bootstrap and t test, is corrected for their number (Holm). All others are exploratory. Intervals are not "
+        "corrected for the number of comparisons."
+        if primary
+        else "No comparison was named before the runs (-primary): all are exploratory. Intervals are not corrected for "
+        "the number of comparisons."
+    )
+    several = (
+        " The runs of several pretrainings of an arm are drawn with their pretraining as a level of its own; the t "
+        "interval averages over pretrainings first."
+        if any(arm.group for arm in study.arms)
+        else ""
+    )
     return (
         "Dice is nnU-Net's: of each label the mean over the validation cases, then the mean over labels. A pair is a "
         "run from pretrained weights and the one from scratch with the same fold, seed and training cases. The "
         f"bootstrap interval ({RESAMPLES} draws) resamples pairs and validation cases at once; the t interval is over "
-        "pairs alone and the more careful one where pairs are few. *better* counts the pairs in which the pretrained "
+        f"pairs alone and the more careful one where pairs are few. *better* counts the pairs in which the pretrained "
         f"run wins. A run has collapsed if its Dice is below {share:g} of the best run's with as much data or below "
         f"{FOUND_NOTHING:g}, or if it lost a label (Dice below {FOUND_NOTHING:g} where the median run has more than "
-        f"{USUALLY_FOUND:g}). Intervals are not corrected for the number of comparisons."
+        f"{USUALLY_FOUND:g}).{several} {corrected}"
     )
 
 
@@ -70,6 +89,7 @@ def to_json(study: Study, analysis: Analysis) -> dict[str, Any]:
         "summary": analysis.summary,
         "differences": analysis.differences,
         "labels": analysis.labels,
+        **asdict(analysis.noted),
         "notes": explanation(study),
     }
 
@@ -84,7 +104,7 @@ def summary_rows(analysis: Analysis) -> Rows:
     """Cells of :data:`SUMMARY`."""
     names = ("mean", "median", "sd", "lowest", "highest")
     return [
-        [_size(r), r["arm"], r["runs"], *(_dice(r[name]) for name in names), r["collapsed"], r["failed"]]
+        [amount(r), r["arm"], r["runs"], *(dice(r[name]) for name in names), r["collapsed"], r["failed"]]
         for r in analysis.summary
     ]
 
@@ -93,24 +113,31 @@ def difference_rows(analysis: Analysis) -> Rows:
     """Cells of :data:`DIFFERENCES`."""
     return [
         [
-            *(_size(r), f"{r['arm']} - {r['baseline']}", *comparison_cells(r)),
-            f"{_signed(r['difference_without_collapsed'])} ({r['pairs_without_collapsed']})",
+            *(amount(r), f"{r['arm']} - {r['baseline']}", *comparison_cells(r)),
+            f"{signed(r['difference_without_collapsed'])} ({r['pairs_without_collapsed']})",
         ]
         for r in analysis.differences
     ]
 
 
-def comparison_cells(row: Mapping[str, Any]) -> list[object]:
-    """Pairs, difference, both intervals and how often better, of what ``results.compare`` says."""
-    intervals = [_interval(row["low"], row["high"]), _interval(row["t_low"], row["t_high"])]
-    return [row["pairs"], _signed(row["difference"]), *intervals, f"{row['better']} of {row['pairs']}"]
+def difference_table(analysis: Analysis) -> tuple[Sequence[str], Rows]:
+    """Headers and cells of the differences; where comparisons were named before the runs, with their corrected p."""
+    rows = difference_rows(analysis)
+    if not any(row["primary"] for row in analysis.differences):
+        return DIFFERENCES, rows
+    last = [_p(row) if row["primary"] else EXPLORATORY for row in analysis.differences]
+    return (*DIFFERENCES, HOLM), [[*cells, p] for cells, p in zip(rows, last, strict=True)]
+
+
+def _p(row: Mapping[str, Any]) -> str:
+    return "-" if row["p_holm"] is None else f"{row['p_holm']:.4f}"
 
 
 def _label_rows(analysis: Analysis) -> Rows:
     return [
         [
-            *(r["size"], r["label"], r["arm"], _dice(r["mean"]), _dice(r["scratch"]), _signed(r["difference"])),
-            _interval(r["low"], r["high"]),
+            *(r["size"], r["label"], r["arm"], dice(r["mean"]), dice(r["scratch"]), signed(r["difference"])),
+            ends(r["low"], r["high"]),
         ]
         for r in analysis.labels
     ]
@@ -119,7 +146,7 @@ def _label_rows(analysis: Analysis) -> Rows:
 def _arm_rows(study: Study) -> Rows:
     return [
         [
-            *(arm.name, arm.weights or "-", arm.method or "-"),
+            *(arm.shown, arm.weights or "-", arm.method or "-"),
             *("-" if arm.loaded is None else f"{100 * arm.loaded:.0f} %", arm.plans, arm.trainer, arm.baseline or "-"),
         ]
         for arm in study.arms
@@ -139,34 +166,6 @@ def _what(study: Study, analysis: Analysis) -> str:
     return f"{text} Each run: {steps}; {hours:.1f} hours in all on {first['machine']['device']}."
 
 
-def _size(row: Mapping[str, Any]) -> str:
-    return " ".join(size_lines(str(row["size"]), row["cases"]))
-
-
-def size_lines(label: str, cases: float) -> list[str]:
-    """Label of an amount of training data, and what it is in cases where that says more."""
-    count = f"{cases:g} case{'' if cases == 1 else 's'}"
-    return [label] if label == count else [label, f"({count})"]
-
-
 def _failure(outcome: Outcome) -> str:
     text = "\n".join(outcome.content["log_end"])
     return f"{outcome.run.name}: {outcome.content['error']}\n\n```text\n{text}\n```"
-
-
-def _dice(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.4f}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
-
-
-def markdown_table(headers: Sequence[str], rows: Rows) -> str:
-    """A table in Markdown."""
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

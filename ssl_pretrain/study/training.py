@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import random
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from ssl_pretrain.study.arms import Arm
 from ssl_pretrain.study.design import StudySettings
+from ssl_pretrain.study.outcomes import dice_of
+from ssl_pretrain.study.stored import Metrics
 from ssl_pretrain.transfer.hook import install_hook
 
 log = logging.getLogger("ssl_pretrain")
@@ -144,6 +147,45 @@ def validate_in_threads() -> None:
     threads = _Threads()
     nnUNetTrainer.multiprocessing = threads
     evaluate_predictions.multiprocessing = threads
+
+
+def validate_as_preprocessed(trainer: Any, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Dice of a trainer's network on its validation cases as they are preprocessed.
+
+    nnU-Net's own validation mirrors, resamples each prediction to the spacing of its image, writes and reads it. Here
+    prediction and truth are compared at the network's spacing, in a fraction of the time: enough to see a course.
+
+    Args:
+        trainer: whose network is left in evaluation mode, without deep supervision.
+        labels: key of a label, or of a region, in nnU-Net's ``summary.json`` -> its name.
+
+    Returns:
+        See :func:`~.outcomes.dice_of`.
+    """
+    from nnunetv2.evaluation import evaluate_predictions as nnunet
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    trainer.set_deep_supervision_enabled(False)
+    trainer.network.eval()
+    manager = trainer.label_manager
+    # As nnU-Net's validation builds it.
+    predictor = nnUNetPredictor(use_mirroring=False, device=trainer.device, allow_tqdm=False)
+    planned = trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json
+    predictor.manual_initialization(trainer.network, *planned, type(trainer).__name__, None)
+    found: dict[str, dict[str, Metrics]] = {}
+    cases = trainer.dataset_class(trainer.preprocessed_dataset_folder, trainer.do_split()[1])
+    for case in cases.identifiers:
+        image, target, _, _ = cases.load_case(case)
+        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image[:])).cpu()
+        predicted, truth = np.asarray(manager.convert_logits_to_segmentation(logits)), target[:][0]
+        ignored = truth == manager.ignore_label if manager.has_ignore_label else None
+        found[case] = {}
+        for label in manager.foreground_regions if manager.has_regions else manager.foreground_labels:
+            sides = (nnunet.region_or_label_to_mask(side, label) for side in (truth, predicted))
+            both, extra, missed, _ = (int(count) for count in nnunet.compute_tp_fp_fn_tn(*sides, ignored))
+            dice = 2 * both / (2 * both + extra + missed) if both + extra + missed else math.nan
+            found[case][nnunet.label_or_region_to_key(label)] = Metrics(Dice=dice, n_ref=both + missed)
+    return dice_of(found, labels)
 
 
 def seed_readers(seed: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 import shutil
 import signal
@@ -29,7 +28,7 @@ from ssl_pretrain.study.arms import Arm, check_weights
 from ssl_pretrain.study.design import StudyRun
 from ssl_pretrain.study.machine import PREPROCESSED, RESULTS, available_cores, machine, run_environment
 from ssl_pretrain.study.mirror import read_mirrored_plans
-from ssl_pretrain.study.results import mean_dice
+from ssl_pretrain.study.outcomes import dice_of
 from ssl_pretrain.study.stored import PredictionSummary
 from ssl_pretrain.study.study import FAILURE, LOG, RESULT, Study, versions
 
@@ -137,6 +136,8 @@ def fine_tune(study: Study, run: StudyRun, checkpoint: Path | None, threads: int
     import torch
 
     from ssl_pretrain.study import training
+    from ssl_pretrain.study.probe import probe
+    from ssl_pretrain.study.watch import Watch
 
     torch.set_num_threads(threads if settings.device == "cpu" else 1)
     if env["nnUNet_def_n_proc"] == "1":
@@ -148,6 +149,14 @@ def fine_tune(study: Study, run: StudyRun, checkpoint: Path | None, threads: int
     training.seed_everything(run.seed + 1000 * trainer.current_epoch)
     training.seed_readers(run.seed + 1000 * trainer.current_epoch)
     torch.backends.cudnn.benchmark = True
+
+    def validate() -> dict[str, Any]:
+        return training.validate_as_preprocessed(trainer, study.labels)
+
+    watch = Watch(trainer, validate, settings.curve)
+    if settings.probe and not watch.done:
+        watch.note(probe=probe(watch, settings.probe))
+        training.seed_everything(run.seed)  # the training does not depend on whether there was a probe
     trainer.run_training()
     if not settings.mirroring:
         trainer.inference_allowed_mirroring_axes = None
@@ -155,11 +164,14 @@ def fine_tune(study: Study, run: StudyRun, checkpoint: Path | None, threads: int
     trainer.perform_actual_validation(False)
     now = time.perf_counter()
     summary = Path(trainer.output_folder) / "validation" / "summary.json"
+    cases, ending = study.folds[run.fold]["validation"], trainer.dataset_json["file_ending"]
+    found, facts = read_summary(summary, study.labels, cases, ending), facts_about(trainer)
     return {
-        **read_summary(summary, study.labels, study.folds[run.fold]["validation"], trainer.dataset_json["file_ending"]),
+        **found,
+        **watch.notes.model_dump(),
         "loaded": loaded,
         "continued": checkpoint is not None,
-        "trained": facts_about(trainer),
+        "trained": facts,
         "seconds": durations(trainer, validation=now - trained, process=now - started),
         "machine": {**machine(settings.device), "threads": threads},
         "versions": versions(),
@@ -205,9 +217,6 @@ def facts_about(trainer: Any) -> dict[str, Any]:
 def read_summary(summary: Path, labels: Mapping[str, str], cases: Sequence[str], ending: str) -> dict[str, Any]:
     """Dice of every validation case and label from nnU-Net's ``summary.json``, and their means.
 
-    A label that no validation case has does not count, whatever a run predicts: nnU-Net gives it Dice 0 if one voxel
-    of it was predicted and none if not, so two runs would be means over different labels.
-
     Args:
         summary: the file.
         labels: its keys of labels -> their names.
@@ -220,23 +229,10 @@ def read_summary(summary: Path, labels: Mapping[str, str], cases: Sequence[str],
     entries = read_json(summary, PredictionSummary, not_finite=True).metric_per_case
     if lacking := sorted(key for key in labels if any(key not in entry.metrics for entry in entries)):
         raise ValueError(f"{summary} has cases without the metrics of label {lacking[0]}, which dataset.json names.")
-    there = {key for key in labels if any(entry.metrics[key].n_ref for entry in entries)}
-    per_case = {}
-    for entry in entries:
-        name = Path(entry.prediction_file).name.removesuffix(ending)
-        dice = {key: entry.metrics[key].dice if key in there else None for key in labels}
-        # JSON has no NaN.
-        per_case[name] = {labels[key]: None if v is None or math.isnan(v) else v for key, v in dice.items()}
-    if set(per_case) != set(cases):
-        raise ValueError(
-            f"{summary} is about {len(per_case)} cases, not the {len(cases)} validation cases of the study."
-        )
-    mean, per_label = mean_dice(per_case)
-    if math.isnan(mean):
-        raise ValueError(
-            f"No validation case has a label ({summary}): there is nothing to compare. Choose another fold."
-        )
-    return {"dice": mean, "labels": per_label, "per_case": per_case}
+    found = {Path(entry.prediction_file).name.removesuffix(ending): entry.metrics for entry in entries}
+    if set(found) != set(cases):
+        raise ValueError(f"{summary} is about {len(found)} cases, not the {len(cases)} validation cases of the study.")
+    return dice_of(found, labels)
 
 
 if __name__ == "__main__":

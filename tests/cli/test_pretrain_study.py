@@ -169,6 +169,8 @@ def test_the_design_is_that_of_the_flags(begun):
     assert study.dataset == NAME
     given = build_parser().parse_args(["-o", "x", "-w", "a", "b", "-fractions", "0.1", "1", "--c"])
     assert (given.weights, given.fractions, given.resume, given.jobs) == (["a", "b"], [0.1, 1.0], True, 1)
+    given = build_parser().parse_args(["-o", "x", "-probe", "-primary", "A@1", "B@2", "-primary", "C@3"])
+    assert (given.probe, given.primary) == (100, ["A@1", "B@2", "C@3"])
 
 
 def test_the_page_has_every_flag_and_its_commands_are_accepted():
@@ -177,7 +179,7 @@ def test_the_page_has_every_flag_and_its_commands_are_accepted():
     rows = set(re.findall(r"^\| `(--?\w+)", text, re.MULTILINE))
     assert rows == options - {"-h", "--help"}
     lines = re.findall(r"^nnUNetv2_pretrain_study (.*)$", text, re.MULTILINE)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         build_parser().parse_args(shlex.split(line.partition(">")[0]))
 

@@ -18,6 +18,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from ssl_pretrain.transfer.extension import trainer_environment
 
 CPU = torch.device("cpu")
+STEPS = 2
+"""Of an epoch."""
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
 PATCH = (16, 16, 16)
 PRIMUS = {
@@ -114,16 +116,17 @@ def batch(trainer: Any, seed: int) -> dict[str, Any]:
 
 
 def run_epochs(trainer: Any, until: int, draw: bool = False) -> None:
-    """Epochs as ``nnUNetTrainer.run_training`` runs them, of two steps that depend on the number of the epoch alone."""
+    """Epochs as ``nnUNetTrainer.run_training`` runs them, of steps that depend on the number of the epoch alone."""
     if not trainer.was_initialized:
         trainer.initialize()
+    trainer.num_iterations_per_epoch = STEPS
     if not draw:
         trainer.logger.plot_progress_png = lambda folder: None
     for epoch in range(trainer.current_epoch, until):
         torch.manual_seed(epoch)
         trainer.on_epoch_start()
         trainer.on_train_epoch_start()
-        trainer.on_train_epoch_end([trainer.train_step(batch(trainer, 10 * epoch + step)) for step in range(2)])
+        trainer.on_train_epoch_end([trainer.train_step(batch(trainer, 10 * epoch + step)) for step in range(STEPS)])
         with torch.no_grad():
             trainer.on_validation_epoch_start()
             trainer.on_validation_epoch_end([trainer.validation_step(batch(trainer, 10 * epoch + 9))])

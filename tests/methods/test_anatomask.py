@@ -108,6 +108,13 @@ def test_a_coarse_teacher_is_a_full_one_where_its_level_is_the_finest():
     assert torch.equal(*(method.rate({"image": image()}, generators(2)) for method in (one, other)))
 
 
+@pytest.mark.parametrize(("difficulty", "coarse"), [("intensity", True), ("reference", False), ("normalized", False)])
+def test_by_default_the_teacher_is_coarse_where_that_ranks_as_a_full_one_does(difficulty, coarse):
+    made = anatomask(mask_cell=(8, 8, 8), difficulty=difficulty)
+    assert (made.student.decoder.coarse is not None) == coarse
+    assert (made.networks()[1].decoder.head is None) == coarse
+
+
 @pytest.mark.parametrize(
     ("teacher", "difficulty", "level"),
     [("full", "intensity", None), ("coarse", "intensity", 1), ("coarse", "normalized", 1)],

@@ -18,7 +18,7 @@ from ssl_pretrain.networks.backends import packable_stages, rule_of_thumb
 from ssl_pretrain.networks.base import FeatureMap, StagedEncoder
 from ssl_pretrain.networks.masked import encode_masked, whole
 from ssl_pretrain.sparse import SparseMask, convert
-from ssl_pretrain.sparse.block_conv import block_conv, conv_geometry
+from ssl_pretrain.sparse.block_conv import block_conv, conv_at, conv_geometry, conv_transpose_at, geometry_of
 from ssl_pretrain.sparse.packing import Packing
 
 PATCH = (32, 32, 32)
@@ -249,6 +249,64 @@ def test_other_kernels_that_keep_cells_whole_are_computed_too(kernel, stride, pa
     torch.testing.assert_close(found, expected * repeat_to(seen, size).unsqueeze(1), atol=1e-5, rtol=1e-5)
 
 
+TRANSPOSED = [(4, 2, 1, 0), ((1, 4, 4), (1, 2, 2), (0, 1, 1), 0), (2, 2, 0, 0), (3, 2, 1, 1), (1, 2, 0, 1)]
+"""Kernel, stride, padding and output padding."""
+
+
+def is_shown(seen: Tensor, shape: torch.Size) -> Tensor:
+    return repeat_to(seen, tuple(shape[2:])).unsqueeze(1)
+
+
+def differentiated(y: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=y.dtype)
+    return (y.detach(), *torch.autograd.grad(y, inputs, gradient))
+
+
+@pytest.mark.parametrize("cell", [(4, 4, 4), (1, 2, 3)])
+@pytest.mark.parametrize(("kernel", "stride", "padding", "output_padding"), TRANSPOSED)
+def test_going_up_with_packed_cells_equals_the_masked_dense_way(kernel, stride, padding, output_padding, cell):
+    torch.manual_seed(0)
+    grid = (3, 2, 3)
+    layer = nn.ConvTranspose3d(2, 3, kernel, stride, padding, output_padding).double()
+    seen = ~random_mask(2, grid, 10, torch.Generator().manual_seed(0))
+    x = torch.randn(2, 2, *(g * c for g, c in zip(grid, cell, strict=True)), dtype=torch.float64)
+    x = (x * is_shown(seen, x.shape)).requires_grad_()
+    inputs = [x, *layer.parameters()]
+    mask = SparseMask()
+    convert(layer, mask)
+    with mask.visible(seen):
+        expected = differentiated(layer(x), inputs)
+        with mask.packed_layout():
+            packed = layer(mask.packing.pack(x))
+        found = differentiated(mask.packing.unpack(packed), inputs)
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1] * is_shown(seen, x.shape))
+    torch.testing.assert_close(found[2:], expected[2:])
+
+
+@pytest.mark.parametrize("cell", [(4, 4, 4), (1, 2, 3)])
+@pytest.mark.parametrize("window", [*TRANSPOSED, (3, 1, 1), (1, 1, 0)])
+def test_a_convolution_of_some_cells_of_a_whole_map_equals_the_dense_one_there(window, cell):
+    torch.manual_seed(0)
+    grid = (3, 2, 3)
+    kind, alone = (nn.Conv3d, conv_at) if len(window) == 3 else (nn.ConvTranspose3d, conv_transpose_at)
+    layer = kind(2, 3, *window).double()
+    packing = Packing(~random_mask(2, grid, 10, torch.Generator().manual_seed(0)), 8)
+    x = torch.randn(2, 2, *(g * c for g, c in zip(grid, cell, strict=True)), dtype=torch.float64, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    expected = differentiated(packing.pack(layer(x)), inputs)
+    torch.testing.assert_close(differentiated(alone(layer, x, packing), inputs), expected)
+
+
+def test_a_transposed_convolution_that_blocks_cannot_compute_is_refused():
+    mask, layer = SparseMask(), nn.ConvTranspose3d(1, 1, 7, 3, 2)
+    assert geometry_of(layer) is None
+    convert(layer, mask)
+    cells = torch.ones(1, 2, 2, 2, dtype=torch.bool)
+    with mask.visible(cells), mask.packed_layout(), pytest.raises(ValueError, match="cannot work on packed cells"):
+        layer(torch.zeros(1, 1, 16, 2, 2))
+
+
 @pytest.mark.parametrize(
     ("layer", "packable"),
     [
@@ -261,6 +319,7 @@ def test_other_kernels_that_keep_cells_whole_are_computed_too(kernel, stride, pa
         (nn.Conv3d(2, 2, 3, padding="same"), False),
         (nn.Conv3d(2, 2, 3, padding=1, padding_mode="replicate"), False),
         (nn.MaxPool3d(3, 2, 1), False),
+        (nn.ConvTranspose3d(2, 2, 1), False),
     ],
 )
 def test_a_stage_with_a_layer_that_blocks_cannot_compute_stays_masked(layer, packable):

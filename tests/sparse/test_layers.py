@@ -32,6 +32,8 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv 3 stride 2": lambda: nn.Conv3d(CHANNELS, 5, 3, stride=2, padding=1),
     "conv anisotropic": lambda: nn.Conv3d(CHANNELS, 5, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), bias=False),
     "conv depth-wise 5": lambda: nn.Conv3d(CHANNELS, CHANNELS, 5, padding=2, groups=CHANNELS),
+    "conv transposed": lambda: nn.ConvTranspose3d(CHANNELS, 5, 4, stride=2, padding=1),
+    "conv transposed anisotropic": lambda: nn.ConvTranspose3d(CHANNELS, 5, (1, 4, 4), (1, 2, 2), (0, 1, 1)),
     "max pool": lambda: nn.MaxPool3d(2),
     "max pool overlapping": lambda: nn.MaxPool3d(3, stride=2, padding=1),
     "average pool": lambda: nn.AvgPool3d(2),

@@ -23,11 +23,11 @@ from ssl_pretrain.sparse.spconv_conv import (
     _ImplicitGemm,
     _Native,
     _SortedMasks,
+    find_pairs,
     has_spconv,
     require_spconv,
     spconv_conv,
 )
-from ssl_pretrain.sparse.spconv_pairs import find_pairs
 
 GRID = (3, 2, 3)
 VISIBLE = (1, 7, 18)

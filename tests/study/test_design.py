@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_pretrain.study.design import StudyRun, StudySettings, disagreements, runs_of, sizes_of, slug, subset
+from ssl_pretrain.study.design import Size, StudyRun, StudySettings, disagreements, runs_of, sizes_of, slug, subset
 
 TRAIN = [f"case_{i:03d}" for i in range(20)]
 
@@ -53,7 +53,7 @@ def test_a_fraction_without_a_case_is_refused():
 
 def test_runs_are_ordered_so_that_a_stopped_study_has_whole_comparisons():
     study = made(fractions=(), cases=(2, 4), seeds=2, folds=(0, 1))
-    runs = runs_of(["scratch", "MAE"], study, sizes_of(study, {0: 8, 1: 8}))
+    runs = runs_of({"scratch": (0, 1), "MAE": (0, 1)}, study, sizes_of(study, {0: 8, 1: 8}))
     assert len(runs) == 16 == len({run.name for run in runs})
     assert runs[:3] == [StudyRun("scratch", 0, 0, 2), StudyRun("MAE", 0, 0, 2), StudyRun("scratch", 0, 0, 4)]
     assert runs[1].name == "MAE/2cases_fold0_seed0"
@@ -61,10 +61,19 @@ def test_runs_are_ordered_so_that_a_stopped_study_has_whole_comparisons():
     assert slug("scratch nnUNetPlans/x: y") == "scratch_nnUNetPlans_x_y"
 
 
+def test_pretrainings_that_take_turns_share_the_seeds_between_them():
+    study = made(fractions=(), cases=(2,), seeds=5, spread=True)
+    turns = {"scratch": (0, 1), "MAE seed0": (0, 2), "MAE seed1": (1, 2)}
+    runs = [(run.arm, run.seed) for run in runs_of(turns, study, sizes_of(study, {0: 8}))]
+    assert [seed for arm, seed in runs if arm == "scratch"] == [0, 1, 2, 3, 4]
+    assert [seed for arm, seed in runs if arm == "MAE seed0"] == [0, 2, 4]
+    assert [seed for arm, seed in runs if arm == "MAE seed1"] == [1, 3]
+
+
 def test_amounts_that_agree_in_one_of_two_folds_share_its_runs():
     study = made(fractions=(1.0,), cases=(8,), seeds=2, folds=(0, 1))
     sizes = sizes_of(study, {0: 8, 1: 9})
-    runs = runs_of(["scratch", "MAE"], study, sizes)
+    runs = runs_of({"scratch": (0, 1), "MAE": (0, 1)}, study, sizes)
     assert [dict(size.counts) for size in sizes] == [{0: 8, 1: 8}, {0: 8, 1: 9}]
     assert len(runs) == len({run.name for run in runs}) == 12
 
@@ -93,12 +102,37 @@ def test_settings_survive_json():
         ({"folds": ()}, "-folds are numbers of splits_final.json from 0 on, got none"),
         ({"folds": (-2,)}, "-folds are numbers of splits_final.json from 0 on, got -2"),
         ({"device": "tpu"}, "-device must be one of cuda, cpu, mps, got 'tpu'"),
+        ({"curve": (0.0, 0.5)}, r"-curve are shares of the optimiser steps in \(0, 1\], got 0"),
+        ({"probe": -1}, "-probe is a number of optimiser steps, got -1"),
+        ({"primary": ("MAE",)}, "-primary is ARM@CASES, an arm and its training cases, got 'MAE'"),
         ({"collapsed_below": 1.0}, r"-collapsed_below is a share in \[0, 1\), got 1"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         made(**changes)
+
+
+def test_a_curve_is_in_order_and_has_the_end():
+    assert made(curve=(0.5, 0.1, 0.5)).curve == (0.1, 0.5, 1.0)
+    assert made().curve == ()
+
+
+def test_what_is_looked_at_is_part_of_the_design():
+    stored = made(curve=(0.1,), primary=("MAE@4",))
+    assert disagreements(stored, made(curve=(0.1, 1.0), primary=("MAE@4",))) == []
+    assert disagreements(stored, made(curve=(0.1, 0.2), primary=("MAE@4", "S3D@4"), probe=50)) == [
+        "-curve was 0.1 1.0 and is 0.1 0.2 1.0",
+        "-probe was 0 and is 50",
+        "-primary was MAE@4 and is MAE@4 S3D@4",
+    ]
+
+
+def test_an_amount_is_called_by_its_cases_or_its_share():
+    four, tenth = Size("4 cases", {0: 4, 1: 4}), Size("10 %", {0: 4, 1: 5})
+    assert four.is_called("4") and not four.is_called("5")
+    assert tenth.is_called("10%") and tenth.is_called("10 %") and not tenth.is_called("4")
+    assert Size("10 %", {0: 4}).is_called("4")
 
 
 def test_a_study_may_grow_but_not_change():

@@ -68,6 +68,64 @@ def study(home, weights) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def watched(home, weights) -> Path:
+    """Two pretrainings of one arm with all that can be looked at, and beside it the same without."""
+    files = []
+    for seed in range(2):
+        content = torch.load(weights, weights_only=True)
+        first = next(iter(content["network_weights"].values()))
+        first += 0.01 * seed
+        said = {"method": "MAE", "network": "plans", "config": {"plans": "nnUNetPlans"}, "seed": seed}
+        content["pretraining"] = {**said, "pretrained_keys": list(content["network_weights"]), "fresh_keys": []}
+        files.append(home.root / "MAE" / f"seed{seed}.pth")
+        files[-1].parent.mkdir(exist_ok=True)
+        torch.save(content, files[-1])
+    base = ("-d", home.number, "-c", "3d_fullres", "-cases", "2", "-seeds", "1", "-device", "cpu", "--keep_checkpoints")
+    length = ("-epochs", "2", "-iters", "3", "-val_iters", "1", "--no_mirroring")
+    looks = ("-curve", "0.2", "0.6", "-probe", "3", "-primary", "MAE@2")
+    # Without reading processes a run depends on its seed alone.
+    env = {**home.environment, "nnUNet_n_proc_DA": "0"}
+    done = run_command((*COMMAND, *base, *length, *looks, "-w", *files, "-o", home.root / "watched"), env)
+    assert "of scratch's steps" in done.stdout and "p (Holm)" in done.stdout
+    run_command((*COMMAND, *base, *length, "-w", files[0], "-o", home.root / "plain"), env)
+    return home.root / "watched"
+
+
+def test_a_watched_run_is_the_run_that_it_would_have_been(watched):
+    for ours, theirs in (("scratch", "scratch"), ("MAE_seed0", "MAE")):
+        place = "2cases_fold0_seed0"
+        folders = watched / "runs" / ours / place, watched.parent / "plain" / "runs" / theirs / place
+        results = [read(folder / "result.json") for folder in folders]
+        assert results[0]["per_case"] == results[1]["per_case"]
+        assert results[0]["trained"]["train_loss"] == results[1]["trained"]["train_loss"]
+        states = [
+            torch.load(next(folder.rglob("checkpoint_final.pth")), weights_only=False)["network_weights"]
+            for folder in folders
+        ]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_watched_run_has_its_points_its_probe_and_its_movement(watched):
+    content = read(watched / "study.json")
+    assert [(arm["name"], arm["group"]) for arm in content["arms"]] == [
+        ("scratch", None),
+        ("MAE seed0", "MAE"),
+        ("MAE seed1", "MAE"),
+    ]
+    for run in content["runs"]:
+        assert [point["steps"] for point in run["curve"]] == [1, 4, 6]
+        assert run["curve"][-1]["per_case"] == run["per_case"], "nothing is resampled"
+        assert run["probe"]["steps"] == 3 and set(run["probe"]["per_case"]) == set(run["per_case"])
+        assert [entry["steps"] for entry in run["movement"]] == [1, 4, 6]
+        moved = [entry["parts"]["encoder"] for entry in run["movement"]]
+        assert 0 < moved[0]["distance"] < moved[-1]["distance"] and moved[-1]["cosine"] < 1
+        assert not list((watched / "runs").rglob("watched")), "predictions of points do not stay"
+    (row,) = content["differences"]
+    assert (row["arm"], row["pairs"], row["pretrainings"], row["primary"]) == ("MAE", 2, 2, True)
+    assert (watched / "curves.png").is_file()
+
+
 def run_folders(study: Path) -> list[Path]:
     return sorted(file.parent for file in study.glob("runs/*/*/result.json"))
 
@@ -112,7 +170,7 @@ def test_a_seed_more_runs_only_what_is_new(study, home):
 def test_a_run_that_is_killed_goes_on_from_its_checkpoint(home, weights):
     folder = home.root / "stopped"
     flags = ("-d", home.number, "-c", "3d_fullres", "-w", weights, "-cases", "2", "-seeds", "1", "-device", "cpu")
-    length = ("-epochs", "6", "-iters", "2", "-val_iters", "1", "--no_mirroring", "-o", folder)
+    length = ("-epochs", "6", "-iters", "2", "-val_iters", "1", "--no_mirroring", "-curve", "0.1", "0.5", "-o", folder)
     run_command((*COMMAND, *flags, *length, "--emit", "slurm"), home.environment)
     name = "pretrained/2cases_fold0_seed0"
     env = {**FEW_PROCESSES, **home.environment}
@@ -127,5 +185,7 @@ def test_a_run_that_is_killed_goes_on_from_its_checkpoint(home, weights):
     result = read(folder / "runs" / name / "result.json")
     assert result["continued"]
     assert len(result["trained"]["train_loss"]) == 6
+    assert [point["steps"] for point in result["curve"]] == [1, 6, 12]
+    assert [entry["steps"] for entry in result["movement"]] == [1, 6, 12]
     again = subprocess.run(worker, env=env, check=False)
     assert again.returncode == 0 and read(folder / "runs" / name / "result.json") == result

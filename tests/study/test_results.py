@@ -17,11 +17,13 @@ import torch
 from made_study import LABEL, finish, read, settings, write_home, write_weights
 
 from ssl_pretrain.files import write_json
+from ssl_pretrain.study.cells import size_lines
 from ssl_pretrain.study.launch import gather, slurm_script
-from ssl_pretrain.study.results import analyse, mean_dice
-from ssl_pretrain.study.statistics import bootstrap_difference
+from ssl_pretrain.study.outcomes import mean_dice
+from ssl_pretrain.study.results import analyse
+from ssl_pretrain.study.statistics import bootstrap_means, interval
 from ssl_pretrain.study.study import FAILURE, LOG, Study, begin
-from ssl_pretrain.study.tables import console, markdown, size_lines
+from ssl_pretrain.study.tables import console, markdown
 from ssl_pretrain.study.worker import read_summary, unfinished
 
 LEVELS = {"scratch": 0.6, "SparK": 0.7}
@@ -97,7 +99,8 @@ def test_the_interval_is_the_bootstraps(study, results):
         return np.array([[[values[LABEL]] for _, values in sorted(run.items())] for run in runs])
 
     row = analyse(study).differences[0]
-    assert (row["low"], row["high"]) == bootstrap_difference([scores("SparK")], [scores("scratch")])
+    draws = bootstrap_means([np.stack([scores("SparK"), scores("scratch")])[:, None]])
+    assert (row["low"], row["high"]) == interval(draws[:, 0] - draws[:, 1])
     assert row["low"] < row["difference"] < row["high"]
 
 
@@ -182,7 +185,7 @@ def test_dice_is_read_from_nnunets_summary(tmp_path):
     with pytest.raises(ValueError, match="is about 2 cases, not the 3 validation cases of the study"):
         read_summary(file, {"1": "tip"}, ["a", "b", "c"], ".nii.gz")
     file = summary(tmp_path, a={"1": math.nan})
-    with pytest.raises(ValueError, match=r"No validation case has a label .*Choose another fold"):
+    with pytest.raises(ValueError, match=r"No validation case has a label: .*Choose another fold"):
         read_summary(file, {"1": "tip"}, ["a"], ".nii.gz")
 
 

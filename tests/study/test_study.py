@@ -14,7 +14,7 @@ from made_study import contents, finish, read, settings, write_home, write_weigh
 
 from ssl_pretrain.files import LOCK, locked
 from ssl_pretrain.study import worker
-from ssl_pretrain.study.arms import scratch_trainer
+from ssl_pretrain.study.arms import groups_of, scratch_trainer
 from ssl_pretrain.study.launch import run_all, slurm_script, worker_command
 from ssl_pretrain.study.study import Study, begin, label_names, resume
 from ssl_pretrain.transfer.adapt import FineTuningTarget, adapt_weights, save_content
@@ -95,6 +95,69 @@ def test_files_of_one_method_are_told_apart_also_when_a_study_grows(tmp_path, da
     assert [arm.name for arm in study.arms[1:]] == ["SparK_8000_steps", "SparK cell_8"]
     grown = resume(settings(*files, weights), tmp_path / "study")
     assert [arm.name for arm in grown.arms[1:]] == ["SparK_8000_steps", "SparK cell_8", "SparK pretrained"]
+
+
+def write_pretraining(folder: Path, seed: int, **config: object) -> Path:
+    """A checkpoint of ours that says which seed it was pretrained with."""
+    file = write_weights(folder, seed, **config)
+    content = torch.load(file)
+    content["pretraining"]["seed"] = seed
+    torch.save(content, file)
+    return file
+
+
+def test_pretrainings_that_differ_in_their_seed_alone_are_one_arm(tmp_path, dataset):
+    files = [write_pretraining(tmp_path / f"s{seed}", seed, output_folder=f"o{seed}") for seed in range(2)]
+    longer = write_pretraining(tmp_path / "longer", 5, iters=500)
+    study = begin(settings(*files), tmp_path / "one")
+    assert [(arm.name, arm.group) for arm in study.arms] == [
+        ("scratch", None),
+        ("SparK s0", "SparK"),
+        ("SparK s1", "SparK"),
+    ]
+    assert list(groups_of(study.arms)) == ["scratch", "SparK"]
+    assert len(study.runs) == 3 * 2 * 3
+    assert Study.read(study.folder) == study
+
+    both = begin(settings(*files, longer), tmp_path / "both")
+    assert [(arm.name, arm.shown) for arm in both.arms[1:]] == [
+        ("SparK s0 s0", "SparK s0"),
+        ("SparK s0 s1", "SparK s0"),
+        ("SparK longer", "SparK longer"),
+    ]
+
+
+def test_a_study_can_get_another_pretraining_of_an_arm(tmp_path, dataset):
+    files = [write_pretraining(tmp_path / f"s{seed}", seed) for seed in range(2)]
+    study = begin(settings(files[0]), tmp_path / "study")
+    grown = resume(settings(*files), study.folder)
+    assert [(arm.name, arm.shown) for arm in grown.arms[1:]] == [("SparK", "SparK"), ("SparK s1", "SparK")]
+    assert grown.arms[:2] == study.arms
+
+
+def test_pretrainings_that_take_turns_are_as_many_as_at_the_beginning(tmp_path, dataset):
+    files = [write_pretraining(tmp_path / f"s{seed}", seed) for seed in range(3)]
+    study = begin(settings(*files[:2], spread=True), tmp_path / "study")
+    assert [(run.arm, run.seed) for run in study.runs if run.cases == 2 and run.arm != "scratch"] == [
+        ("SparK s0", 0),
+        ("SparK s1", 1),
+        ("SparK s0", 2),
+    ]
+    assert Study.read(study.folder) == study
+    with pytest.raises(ValueError, match=r"one pretraining of an arm\. One more .*such as SparK_s\d/.*Begin another"):
+        resume(settings(*files, spread=True), study.folder)
+    with pytest.raises(ValueError, match="--spread was on and is off"):
+        resume(settings(*files[:2]), study.folder)
+
+
+def test_primary_comparisons_are_named_before_the_runs(tmp_path, dataset, weights):
+    study = begin(settings(weights, primary=("SparK@2",)), tmp_path / "study")
+    assert study.primary == {("SparK", "2 cases")}
+    with pytest.raises(ValueError, match=r"other settings: -primary was SparK@2 and is SparK@2 SparK@4\. Leave these"):
+        resume(replace(study.settings, primary=("SparK@2", "SparK@4")), study.folder)
+    for wrong in ("MAE@2", "SparK@3", "scratch@2"):
+        with pytest.raises(ValueError, match=rf"-primary {wrong} is none .* Arms: SparK; training cases: 2, 4\."):
+            begin(settings(weights, primary=(wrong,)), tmp_path / wrong)
 
 
 def test_another_network_has_its_own_plans_trainer_and_scratch(tmp_path, dataset, weights):
