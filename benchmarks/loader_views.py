@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -37,10 +37,19 @@ def ready_method(name: str, channels: int, patch: Triple) -> Method:
     return method
 
 
-def prepare_crops(method: Method, batch: Batch, seed: int) -> None:
-    """What a method does to the crops of a batch before its network; crops that make no whole sample are left out."""
-    count = method.sample_views.count
-    whole: Any = {key: value[: len(value) // count * count] for key, value in batch.items()}
+def whole_samples(method: Method, batch: Batch) -> Batch:
+    """Crops of a batch that make whole samples of a method; where there are too few for one, over and over again."""
+    count, crops = method.sample_views.count, len(batch["image"])
+    rows = [number % crops for number in range(max(count, crops // count * count))]
+    whole: Any = {
+        key: value[rows] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
+        for key, value in batch.items()
+    }
+    return cast("Batch", whole)
+
+
+def prepare_crops(method: Method, whole: Batch, seed: int) -> None:
+    """What a method does to the crops of whole samples before its network."""
     with suppress(Reached):
         method(whole, torch.Generator().manual_seed(seed))
         raise AssertionError(f"{type(method).__name__} never called its network")
@@ -67,7 +76,9 @@ def compare_views(read: Callable[[], Any], load: Callable[[], Any], args: argpar
             total["loader"] += taken
             seed = max(number, 0) * args.batches + i
             for name, method in methods.items():
-                total[name] += _core_time(partial(prepare_crops, method, batch, seed))[0]
+                whole = whole_samples(method, batch)
+                taken = _core_time(partial(prepare_crops, method, whole, seed))[0]
+                total[name] += taken * args.batch / len(whole["image"])
         for name in names if number >= 0 else ():
             seconds[name].append(total[name] / args.batches / args.batch)
     typical = {name: statistics.median(times) for name, times in seconds.items()}

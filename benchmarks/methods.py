@@ -54,7 +54,9 @@ def batch_of(method: Method, args: argparse.Namespace) -> Batch:
     count = args.batch * views.count
     image = torch.randn(count, args.channels, *(views.size or method.patch), device=args.device)
     rows = [number // views.count for number in range(count)]
-    return {"image": image, "case": [str(row) for row in rows], "row": rows, "index": list(range(count))}
+    affine = torch.eye(3, 4, device=args.device).expand(count, 3, 4)
+    names = [str(row) for row in rows]
+    return {"image": image, "case": names, "row": rows, "index": list(range(count)), "affine": affine}
 
 
 def step_of(method: Method, args: argparse.Namespace) -> Callable[[], None]:

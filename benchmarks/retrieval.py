@@ -1,10 +1,12 @@
-"""How often the nearest crop is the other view of the same place: trained against untrained.
+"""How often the nearest crop is the right one: trained against untrained.
 
     python benchmarks/retrieval.py RUN [RUN ...] --batch 16 --batches 8 --json FILE
 
-For runs of methods that compare embeddings, on their validation cases. A batch holds two augmented views of each of its
-samples; the share counts views whose nearest neighbour among all others of the batch is their partner, by the cosine of
-the embeddings and of the encoder's pooled features. The untrained network is the one with which the run began.
+For runs of methods that compare embeddings, on their validation cases, by the cosine of the embeddings and of the
+encoder's pooled features. All crops are augmented. Of SimCLR, a batch holds two views of each of its samples, and the
+share counts views whose nearest neighbour among all others of the batch is their partner. Of VoCo, the share counts
+target crops whose nearest base crop is the one that they overlap most. The untrained network is the one with which the
+run began.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from benchmarks.common import provenance, write
 from ssl_pretrain.config import PretrainConfig
 from ssl_pretrain.data.batches import assemble
 from ssl_pretrain.functional.contrast import effective_rank, uniformity
-from ssl_pretrain.methods.base import VALIDATION_STREAM
-from ssl_pretrain.methods.heads import pooled_features
-from ssl_pretrain.methods.simclr import SimCLR
+from ssl_pretrain.methods.base import VALIDATION_STREAM, Batch
+from ssl_pretrain.methods.contrastive import ContrastiveMethod
+from ssl_pretrain.methods.voco import VoCo
 from ssl_pretrain.report.tables import format_table
 from ssl_pretrain.training.checkpoints import LATEST
 from ssl_pretrain.training.prepare import prepare
@@ -43,44 +45,60 @@ def top_1(vectors: Tensor) -> float:
     return float((nearest == (torch.arange(len(vectors)) ^ 1)).float().mean())
 
 
+def found(method: ContrastiveMethod, vectors: Tensor, batch: Batch) -> float:
+    """Share of the crops of a batch whose nearest crop is the right one, by their vectors (B·V, E)."""
+    if not isinstance(method, VoCo):
+        return top_1(vectors)
+    own = method.by_sample(vectors)
+    nearest = (own.targets @ own.bases.mT).argmax(2)
+    return float((nearest == method.true_overlaps(batch).argmax(2)).float().mean())
+
+
+def chance(method: ContrastiveMethod, batch: int) -> float:
+    """The share that drawing one of the crops would get."""
+    return 1 / (method.sample_views.count - method.config.targets if isinstance(method, VoCo) else 2 * batch - 1)
+
+
 @torch.inference_mode()
-def measure(folder: Path, batch: int, batches: int) -> list[dict[str, Any]]:
+def measure(folder: Path, size: int, batches: int) -> list[dict[str, Any]]:
     """Rows of a run: its embeddings, and its pooled features.
 
     Args:
         folder: of the run.
-        batch: samples of a batch.
+        size: samples of a batch.
         batches: to average over.
     """
     config = PretrainConfig.from_file(folder / "config.json")
     run = prepare(replace(config, num_workers=0, device="cpu", num_gpus=1, num_nodes=1), resume=True)
     method = run.method
-    assert isinstance(method, SimCLR)
-    seen = []
+    assert isinstance(method, ContrastiveMethod)
+    batches_seen = []
     for number in range(batches):
-        samples = [run.data.val_crops[number * batch + i] for i in range(batch)]
+        samples = [run.data.val_crops[number * size + i] for i in range(size)]
         seeded = method.seeded(assemble(samples), VALIDATION_STREAM)  # type: ignore[arg-type]
-        seen.append(method.augmented(seeded, torch.Generator()))
-    found: dict[str, list[dict[str, Tensor]]] = {}
+        augmented = method.augmented(seeded, method.sample_generators(seeded, torch.Generator()))
+        batches_seen.append({**seeded, "image": augmented})
+    vectors_of: dict[str, list[dict[str, Tensor]]] = {}
     for state in ("untrained", "trained"):
         if state == "trained":
             method.load_state_dict(torch.load(folder / LATEST, map_location="cpu", weights_only=True)["state_dict"])
         method.eval()
-        found[state] = [
-            {"embeddings": method.embed(image), "pooled features": pooled_features(method.backbone, image)}
-            for image in seen
-        ]
+        both = [method.network(one["image"]) for one in batches_seen]
+        vectors_of[state] = [{"embeddings": own, "pooled features": pooled} for own, pooled in both]
     rows = []
     for vectors in ("embeddings", "pooled features"):
-        shares = {state: fmean(top_1(one[vectors]) for one in parts) for state, parts in found.items()}
-        everyone = normalize(torch.cat([one[vectors] for one in found["trained"]]), dim=1)
+        shares = {
+            state: fmean(found(method, one[vectors], batch) for one, batch in zip(parts, batches_seen, strict=True))
+            for state, parts in vectors_of.items()
+        }
+        everyone = normalize(torch.cat([one[vectors] for one in vectors_of["trained"]]), dim=1)
         rows.append(
             {
                 "run": folder.name,
                 "network": config.network,
                 "vectors": vectors,
                 **{state: round(share, 4) for state, share in shares.items()},
-                "chance": round(1 / (2 * batch - 1), 4),
+                "chance": round(chance(method, size), 4),
                 "effective_rank": round(float(effective_rank(everyone)), 1),
                 "uniformity": round(float(uniformity(everyone)), 3),
             }
@@ -92,7 +110,7 @@ def main() -> int:
     """Measure all runs, print the table and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--batch", type=int, default=16, help="samples of a batch; each has two views")
+    parser.add_argument("--batch", type=int, default=16, help="samples of a batch")
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

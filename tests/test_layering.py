@@ -312,7 +312,9 @@ for name in METHODS:
     architecture = {{"arch_kwargs": {{"strides": strides}}}}
     backbone = build_backbone(network, architecture=architecture, settings=settings, **size)
     method = build_method(name, METHODS[name].Config(), MethodSetup(backbone=backbone, patch=(16, 16, 16)))
-    batch = {{"image": torch.randn(4, 1, 16, 16, 16), "row": [0, 0, 1, 1], "index": list(range(4))}}
+    crops = 2 * method.sample_views.count
+    batch = {{"image": torch.randn(crops, 1, 16, 16, 16), "index": list(range(crops))}}
+    batch |= {{"row": [2 * number // crops for number in range(crops)], "affine": torch.eye(3, 4).repeat(crops, 1, 1)}}
     method(batch, method.generator_for(1)).loss.backward()
 print([name for name in {ABSENT!r} if sys.modules[name] is not None])
 """

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from ssl_pretrain.data.batches import Sample, assemble, finish
 from ssl_pretrain.data.crops import TRAIN, VALIDATION, CropDataset, CropSampler
 from ssl_pretrain.data.memory import Tidy
-from ssl_pretrain.data.places import ViewPlaces
+from ssl_pretrain.data.places import places_of
 from ssl_pretrain.data.pool import CasePool
 from ssl_pretrain.data.spatial import CropConfig, box_to_read, draw_transform, voxels_in
 from ssl_pretrain.functional.geometry import Triple
@@ -192,8 +192,7 @@ class CropData(LightningDataModule):
         self.modalities = tuple(sorted({*train.modalities, *validation.modalities}))
 
         def samples(pool: CasePool, crops: CropConfig, stream: int, finish: bool) -> CropDataset:
-            places = ViewPlaces(self.views)
-            return CropDataset(pool, self.patch, crops, seed, stream, finish, places, self.modalities)
+            return CropDataset(pool, self.patch, crops, seed, stream, finish, places_of(self.views), self.modalities)
 
         self.train_crops = samples(train, config, TRAIN, augment_on == "loader")
         self.val_crops = samples(validation, config.without_augmentation(), VALIDATION, True)

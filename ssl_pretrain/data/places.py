@@ -14,7 +14,7 @@ from ssl_pretrain.data.cases import Cases
 from ssl_pretrain.data.pool import CasePool
 from ssl_pretrain.data.spatial import CropConfig, Transform, draw_transform, triple_of
 from ssl_pretrain.functional.geometry import Triple
-from ssl_pretrain.functional.views import Views
+from ssl_pretrain.functional.views import Views, field_of
 
 Generators = Callable[..., np.random.Generator]
 """The generator that belongs to some numbers: to a sample, or to a sample and one of its views."""
@@ -69,6 +69,45 @@ class ViewPlaces:
             d, h, w = (bool(flip < config.mirror_p) for flip in rng.random(3))
             places.append(first._replace(start=start, transform=first.transform._replace(mirror=(d, h, w))))
         return places
+
+
+@dataclass(frozen=True)
+class GridPlaces:
+    """Places side by side in one field of a case, as :attr:`Views.grid` says, and others anywhere within that field.
+
+    The field is drawn as if it were a crop: as the config says, with a rotation and a scale. All crops have these, and
+    each a mirroring of its own. Rotated and scaled ones are shifted to the nearest whole voxel.
+
+    Attributes:
+        views: with a grid; the size of the crops is the patch that :meth:`draw` is called with.
+    """
+
+    views: Views
+
+    def draw(self, pool: CasePool, config: CropConfig, patch: Triple, number: int, random: Generators) -> list[Place]:
+        """See :class:`Places`."""
+        grid = self.views.grid or (1, 1, 1)
+        field = field_of(grid, patch)
+        whole = _draw_place(pool, config, field, random(number), patch)
+        matrix = np.eye(3) if whole.transform.matrix is None else whole.transform.matrix
+        cells = list(np.ndindex(grid))
+        places = []
+        for view in range(self.views.count):
+            rng = random(number, view)
+            d, h, w = (bool(flip < config.mirror_p) for flip in rng.random(3))
+            first = rng.integers(0, np.subtract(field, patch) + 1)
+            if view < len(cells):
+                first = np.multiply(cells[view], patch)
+            # From the middle of the field to that of the crop, along the crop's axes.
+            shift = first - np.subtract(field, patch) / 2
+            start = np.add(whole.start, np.subtract(field, patch) / 2) + matrix @ shift
+            places.append(Place(whole.row, triple_of(np.rint(start)), whole.transform._replace(mirror=(d, h, w))))
+        return places
+
+
+def places_of(views: Views) -> Places:
+    """The source of places that lie to each other as views say."""
+    return GridPlaces(views) if views.grid else ViewPlaces(views)
 
 
 class Pair(NamedTuple):
@@ -126,9 +165,12 @@ class PairPlaces:
         return places
 
 
-def _draw_place(pool: CasePool, config: CropConfig, patch: Triple, rng: np.random.Generator) -> Place:
+def _draw_place(
+    pool: CasePool, config: CropConfig, patch: Triple, rng: np.random.Generator, flat: Triple | None = None
+) -> Place:
+    """A place of a patch; whether it is rotated in the plane only is decided by another one where that is given."""
     row = pool.draw(rng)
-    transform = draw_transform(config, patch, rng)
+    transform = draw_transform(config, flat or patch, rng)
     return Place(row, draw_start(config, patch, *pool.case(row), rng), transform)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ssl_pretrain.data.case_info import CaseInfo
 from ssl_pretrain.data.cases import Cases
+from ssl_pretrain.functional.geometry import Triple
 
 Balance = Literal["cases", "datasets", "subjects"]
 
@@ -100,6 +101,12 @@ class CasePool:
         group = int(rng.integers(len(self._ends))) if len(self._ends) > 1 else 0
         start = int(self._ends[group - 1]) if group else 0
         return int(self._by_group[start + int(rng.integers(int(self._ends[group]) - start))])
+
+    def median_shape(self) -> Triple:
+        """Voxels per axis of the cases, the median of each axis, rounded down."""
+        shapes = [cases.shape(name) for cases, name in map(self.case, range(len(self)))]
+        d, h, w = np.median(shapes, axis=0).astype(int).tolist()
+        return d, h, w
 
     def case(self, row: int) -> tuple[Cases, str]:
         """Folder and identifier of a case."""

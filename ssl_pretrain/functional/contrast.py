@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+TINY = 1e-6
+"""Least of what a logarithm is taken of, and least sum of overlaps, as in VoCo's code."""
+
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """A context without autocast: embeddings of an untrained network are alike to more digits than bfloat16 has."""
@@ -44,6 +47,36 @@ def nt_xent(
         ignored |= image == image[first : first + len(own), None]
     ignored &= places != partner[:, None]
     return F.cross_entropy(cosines.masked_fill(ignored, -torch.inf), partner)
+
+
+def located(crops: Tensor, bases: Tensor) -> Tensor:
+    """Where crops lie among base crops: cosines of unit vectors (…, T, E) and (…, N, E), none below 0 -> (…, T, N)."""
+    with full_precision(crops.device):
+        return (crops.float() @ bases.float().transpose(-1, -2)).clamp(0, 1)
+
+
+def overlap_loss(true: Tensor, found: Tensor, *, squared: bool) -> Tensor:
+    """Distance of found shares of overlap from the true ones (VoCo, Wu et al. 2024, equation 4), mean over images.
+
+    Base crops that a crop overlaps weigh as much as they do; those that it does not are a term of their own.
+
+    Args:
+        true: (B, T, N), shares of T crops of an image that lie in N others.
+        found: (B, T, N), between 0 and 1.
+        squared: where there is no overlap, the square of what is found counts, as in OpenMind's code; otherwise its
+            logarithm as everywhere.
+    """
+    surprise, apart = -(1 - (true - found).abs() + TINY).log(), true == 0
+    together = (true * surprise).sum((1, 2)) / true.sum((1, 2)).clamp_min(TINY)
+    wrong = (found.square() if squared else surprise) * apart
+    return (together + wrong.sum((1, 2)) / apart.sum((1, 2)).clamp_min(1)).mean()
+
+
+def likeness(vectors: Tensor, *, squared: bool) -> Tensor:
+    """Mean over images and pairs of the cosines of unit vectors (B, N, E), those below 0 as 0, or of their squares."""
+    first, second = torch.triu_indices(vectors.shape[1], vectors.shape[1], 1, device=vectors.device)
+    cosines = located(vectors, vectors)[:, first, second]
+    return (cosines.square() if squared else cosines).mean()
 
 
 def effective_rank(embeddings: Tensor) -> Tensor:

@@ -20,18 +20,53 @@ class Views:
         together: whether they are of one case; otherwise each is of a case of its own.
         overlap: least share, along each axis, that every crop has in common with the first; of crops of one case.
         size: voxels of a crop per axis; None for the network's patch.
+        grid: crops per axis that lie side by side in one field of the case, row by row; they come first, and the others
+            lie anywhere within the field. None where there is no grid.
     """
 
     count: int = 1
     together: bool = False
     overlap: float = 0.0
     size: Triple | None = None
+    grid: Triple | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}.")
+        if self.grid is not None and not (self.together and prod(self.grid) <= self.count):
+            raise ValueError(
+                f"A grid {self.grid} is of {prod(self.grid)} crops of one case: count must be at least that, got "
+                f"{self.count}, and together True."
+            )
         if not 0.0 <= self.overlap <= 1.0:
             raise ValueError(f"overlap must lie between 0 and 1, got {self.overlap}.")
+
+
+def fit_grid(room: Triple, wanted: Triple, least: Triple, most: Triple, step: Triple) -> tuple[Triple, Triple]:
+    """Crops side by side that there is room for: as many along each axis as are wanted or fit, then as large as fits.
+
+    Args:
+        room: voxels per axis.
+        wanted: crops per axis.
+        least: shortest side of a crop, where one fits; multiples of ``step``.
+        most: longest side.
+        step: what every side is a multiple of.
+
+    Returns:
+        Crops per axis, at least 1, and voxels of a crop.
+    """
+    fitting = [
+        (count := max(1, min(want, whole // low)), max(by, min(high, whole // count) // by * by))
+        for whole, want, low, high, by in zip(room, wanted, least, most, step, strict=True)
+    ]
+    (d, crop_d), (h, crop_h), (w, crop_w) = fitting
+    return (d, h, w), (crop_d, crop_h, crop_w)
+
+
+def field_of(grid: Triple, size: Triple) -> Triple:
+    """Voxels per axis of a grid of crops."""
+    d, h, w = (count * side for count, side in zip(grid, size, strict=True))
+    return d, h, w
 
 
 def common_boxes(affine: Tensor, size: Triple) -> Tensor:
@@ -105,3 +140,27 @@ def moved_onto(second: Tensor, affine: Tensor) -> Tensor:
         [axis + 1 for axis, flip in enumerate(turned) if flip]
     )
     return moved
+
+
+def mosaic(crops: Tensor, affine: Tensor, field: Triple) -> Tensor:
+    """Crops of a sample where they lie to each other, in whole voxels, as the first one is mirrored.
+
+    Args:
+        crops: (V, C, D, H, W); where they overlap, later ones hide earlier ones but for what is NaN.
+        affine: (V, 3, 4), as for :func:`common_boxes`.
+        field: voxels per axis that hold them all.
+
+    Returns:
+        (C, *field), NaN where no crop is.
+    """
+    size = crops.shape[2:]
+    seen = torch.linalg.solve(affine[0, :, :3], affine - affine[0] * affine.new_tensor([0.0, 0.0, 0.0, 1.0]))
+    firsts = (seen[:, :, 3] - seen[:, :, 3].amin(0)).round().long().tolist()
+    turned = (seen[:, :, :3].diagonal(dim1=1, dim2=2) < 0).tolist()
+    made = crops.new_full((crops.shape[1], *field), torch.nan)
+    for crop, starts, flips in zip(crops, firsts, turned, strict=True):
+        corner = [min(start, whole - side) for start, whole, side in zip(starts, field, size, strict=True)]
+        part = made[(slice(None), *(slice(a, a + side) for a, side in zip(corner, size, strict=True)))]
+        shown = crop.flip([axis + 1 for axis, flip in enumerate(flips) if flip])
+        part.copy_(torch.where(shown.isnan(), part, shown))
+    return made

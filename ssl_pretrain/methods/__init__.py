@@ -10,6 +10,7 @@ from ssl_pretrain.methods.simclr import SimCLR, SimCLRConfig
 from ssl_pretrain.methods.simmim import SimMIM, SimMIMConfig
 from ssl_pretrain.methods.spark import SparK, SparKConfig
 from ssl_pretrain.methods.two_view_mae import TwoViewMAE, TwoViewMAEConfig
+from ssl_pretrain.methods.voco import VoCo, VoCoConfig
 from ssl_pretrain.methods.volume_fusion import VolumeFusion, VolumeFusionConfig
 
 METHODS: dict[str, type[Method]] = {
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "VolumeFusion": VolumeFusion,
     "SimCLR": SimCLR,
     "TwoViewMAE": TwoViewMAE,
+    "VoCo": VoCo,
 }
 
 
@@ -81,6 +83,8 @@ __all__ = [
     "SparKConfig",
     "TwoViewMAE",
     "TwoViewMAEConfig",
+    "VoCo",
+    "VoCoConfig",
     "VolumeFusion",
     "VolumeFusionConfig",
     "build_method",

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
 
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.seeding import derive_seed, host_twin
@@ -121,12 +122,15 @@ class MethodSetup:
         patch: voxels of the crops per axis.
         length: how long the run is.
         seed: seed of the run.
+        case_shape: voxels per axis of the cases to train on, the median of each axis; None where there are none to
+            look at.
     """
 
     backbone: Backbone
     patch: Triple
     length: RunLength = field(default_factory=RunLength)
     seed: int = 0
+    case_shape: Triple | None = None
 
 
 class Method(LightningModule, ABC):
@@ -145,7 +149,7 @@ class Method(LightningModule, ABC):
         masks: whether it hides cells of the image.
         fewest_cases: cases without which the pretext task makes no sense.
         fewest_samples: samples per step, over all devices, without which it makes none.
-        sample_views: crops of a sample.
+        sample_views: crops of a sample: :meth:`views`, unless the constructor decides on more than that knows.
     """
 
     Config: ClassVar[type[OptimizerConfig]]
@@ -242,11 +246,16 @@ class Method(LightningModule, ABC):
         """Running averages, each with the network that it follows after every step, and its decay then."""
         return ()
 
-    def gather(self, x: Tensor) -> tuple[Tensor, int]:
-        """Rows of all processes, with gradient: (N, …) -> (W·N, …), and the place where those of this one begin."""
-        if self._trainer is None or self.trainer.world_size == 1:
+    @staticmethod
+    def gather(x: Tensor) -> tuple[Tensor, int]:
+        """Rows of all processes, with gradient: (N, …) -> (W·N, …), and the place where those of this one begin.
+
+        Nothing of the method is in it: a layer that holds it can be copied without the method.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
             return x, 0
-        return cast("Tensor", self.all_gather(x, sync_grads=True)).flatten(0, 1), self.global_rank * len(x)
+        everyone = cast("tuple[Tensor, ...]", all_gather(x.contiguous()))  # type: ignore[no-untyped-call]
+        return torch.cat(everyone), distributed.get_rank() * len(x)
 
     def multiply_adds(self) -> dict[str, int]:
         """Multiply-adds of the forward pass of one batch by part of the method; empty where nobody counted."""

@@ -15,6 +15,9 @@ from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.tokens import TokenBackbone
 
 ProjectorNorm = Literal["batch", "layer"]
+HIDDEN = 3
+"""Modules of a projector up to its first hidden features: a linear layer, a norm, ReLU."""
+
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 
 
@@ -45,7 +48,8 @@ class GatheredBatchNorm(nn.BatchNorm1d):
 
     Args:
         features: length of the vectors.
-        gather: vectors of this process -> those of all processes, with gradient, and where its own begin.
+        gather: vectors of this process -> those of all processes, with gradient, and where its own begin. Copies of
+            the norm share it.
     """
 
     def __init__(self, features: int, gather: Gather) -> None:
@@ -76,7 +80,7 @@ def build_projector(widths: Sequence[int], norm: ProjectorNorm, gather: Gather) 
 
 
 class ProjectedEncoder(nn.Module):
-    """An encoder, its pooled features, and a projector: image -> (B, E), float32 under any precision.
+    """An encoder, its pooled features, and a projector: image -> (B, E) and (B, F), float32 under any precision.
 
     Args:
         backbone: the network; its decoder gets no gradient.
@@ -94,8 +98,22 @@ class ProjectedEncoder(nn.Module):
         self.projector = build_projector([pooled_width(backbone), *widths], norm, gather)
         train_only_used(backbone, self.projector, drop_path, decoder=False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, E)."""
+    def forward(self, image: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, E), and the pooled features (B, F) that they are made of.
+
+        Args:
+            image: (B, C, D, H, W).
+            factors: (B, first of ``widths``), on what the projector makes of the pooled features first, after norm
+                and ReLU; None for 1.
+        """
         pooled = pooled_features(self.backbone, image)
+        if factors is None:
+            return projected(self.projector, pooled), pooled
         with full_precision(image.device):
-            return cast("Tensor", self.projector(pooled))
+            return cast("Tensor", self.projector[HIDDEN:](self.projector[:HIDDEN](pooled) * factors)), pooled
+
+
+def projected(projector: nn.Module, pooled: Tensor) -> Tensor:
+    """What a projector makes of pooled features (B, F), in full precision: (B, E)."""
+    with full_precision(pooled.device):
+        return cast("Tensor", projector(pooled))

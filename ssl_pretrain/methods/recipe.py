@@ -127,7 +127,7 @@ class OptimizerConfig:
         chosen = {name: getattr(self, name) for name in published}
         given = {name: value for name, value in chosen.items() if value not in (None, "auto")}
         # A learning rate belongs to its optimiser: SGD's would be thirty times too high for AdamW.
-        rates = {defaults["optimizer"]: defaults["lr"] for defaults in self.defaults.values()}
+        rates = {defaults["optimizer"]: defaults["lr"] for defaults in (*DEFAULTS.values(), *self.defaults.values())}
         given.setdefault("lr", rates[given.get("optimizer", published["optimizer"])])
         return Recipe(
             **{**published, **given},

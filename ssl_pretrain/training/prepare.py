@@ -102,7 +102,7 @@ def prepare(config: PretrainConfig, *, resume: bool = False, trust_plans: bool =
         balance=config.balance,
         masks=_masks(config),
     )
-    method = _method(config, plan, files.plans, resume, trust_plans)
+    method = _method(config, plan, files.plans, cases.train.median_shape(), resume, trust_plans)
     _check_amounts(config, method, cases)
     data = _data(config, cases, method.sample_views)
     check_shared_memory(data.shared_bytes(plan.input_channels) * config.num_gpus)
@@ -193,7 +193,9 @@ def default_workers() -> int:
     return int(min(get_allowed_n_proc_DA(), MOST_WORKERS, here))
 
 
-def _method(config: PretrainConfig, plan: Plan, plans_file: Path, resume: bool, trust_plans: bool) -> Method:
+def _method(
+    config: PretrainConfig, plan: Plan, plans_file: Path, case_shape: Triple, resume: bool, trust_plans: bool
+) -> Method:
     torch.manual_seed(config.seed)
     patch = config.patch_size or plan.patch
     try:
@@ -222,7 +224,7 @@ def _method(config: PretrainConfig, plan: Plan, plans_file: Path, resume: bool, 
         axes = config.fix_nnssl_axes
         load_pretrained(backbone.network, config.pretrained_weights, fix_nnssl_axes=axes, images=images)
     length = RunLength(config.epochs, config.iters, config.batch_size or plan.batch_size)
-    setup = MethodSetup(backbone=backbone, patch=patch, length=length, seed=config.seed)
+    setup = MethodSetup(backbone=backbone, patch=patch, length=length, seed=config.seed, case_shape=case_shape)
     return build_method(config.method, config.task, setup)
 
 

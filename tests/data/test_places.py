@@ -1,14 +1,27 @@
 """Where crops are: within their case, where the config wants them, and near each other where views ask for it."""
 
+from math import prod
+
 import numpy as np
 import pytest
+import torch
 from made_data import PATCH, volume, write_case, write_unlabelled
 
 from ssl_pretrain.data.cases import Cases
-from ssl_pretrain.data.places import Pair, PairPlaces, ViewPlaces, around, draw_start, place_range
+from ssl_pretrain.data.crops import TRAIN, CropDataset
+from ssl_pretrain.data.places import (
+    GridPlaces,
+    Pair,
+    PairPlaces,
+    ViewPlaces,
+    around,
+    draw_start,
+    place_range,
+    places_of,
+)
 from ssl_pretrain.data.pool import CasePool
 from ssl_pretrain.data.spatial import CropConfig, draw_transform
-from ssl_pretrain.functional.views import Views
+from ssl_pretrain.functional.views import Views, overlaps
 
 SHAPES = {"large": (40, 44, 48), "long": (16, 18, 60), "small": (10, 12, 14)}
 PLAIN = CropConfig().without_augmentation()
@@ -160,3 +173,69 @@ def test_a_table_without_pairs_of_these_cases_or_with_a_score_of_0_is_refused(ca
         PairPlaces(pool, pairs[2:])
     with pytest.raises(ValueError, match=r"must be above 0 and finite, got 0\.0 for .*large"):
         PairPlaces(pool, [pairs[0]._replace(score=0.0)])
+
+
+GRID = Views(count=9, together=True, size=(8, 10, 6), grid=(1, 2, 3))
+
+
+def test_views_with_a_grid_are_drawn_from_one():
+    assert isinstance(places_of(GRID), GridPlaces)
+    assert isinstance(places_of(Views(count=9, together=True)), ViewPlaces)
+
+
+def test_base_crops_fill_a_field_and_overlaps_are_the_voxels_that_crops_have_in_common(tmp_path):
+    """A case whose voxels are numbered: what two crops share is counted."""
+    shape = (11, 23, 22)
+    write_case(tmp_path, "a", np.arange(prod(shape), dtype=np.float32).reshape(1, *shape))
+    crops = CropDataset(
+        CasePool.of(Cases(tmp_path, 1)),
+        GRID.size,
+        CropConfig(rotation_p=0, scale_p=0),
+        0,
+        TRAIN,
+        places=places_of(GRID),
+    )
+    seen, fields = set(), set()
+    for number in range(30):
+        sample = crops[number]
+        assert [crop.number for crop in sample] == list(range(9 * number, 9 * number + 9))
+        numbers = [set(crop.voxels.flatten().long().tolist()) for crop in sample]
+        field = set().union(*numbers[:6])
+        assert len(field) == sum(map(len, numbers[:6])) == 6 * prod(GRID.size), "side by side"
+        assert all(target <= field for target in numbers[6:])
+        starts = np.array([crop.start for crop in sample])
+        assert (starts[:6] - starts[0]).tolist() == [[0, h, w] for h in (0, 10) for w in (0, 6, 12)]
+        shares = overlaps(torch.from_numpy(np.stack([crop.affine for crop in sample]))[None], GRID.size)[0]
+        for i, j in np.ndindex(9, 9):
+            assert float(shares[i, j]) == pytest.approx(len(numbers[i] & numbers[j]) / prod(GRID.size), abs=1e-6)
+        seen |= {tuple(start) for start in (starts[6:] - starts[0]).tolist()}
+        fields.add(tuple(starts[0].tolist()))
+    assert {0, 10} <= {h for _, h, _ in seen}, "targets reach the ends of the field"
+    assert {w for _, _, w in seen} >= {0, 12}
+    assert len(fields) > 20
+
+
+def test_a_rotated_and_scaled_field_is_one_field(cases):
+    pool = CasePool.of(cases)
+    for number in range(40):
+        places = GridPlaces(GRID).draw(pool, CropConfig(rotation_p=1, scale_p=1), GRID.size, number, generators)
+        assert len({place.row for place in places}) == 1
+        assert len({id(place.transform.matrix) for place in places}) == 1, "one rotation and one scale"
+        for place, cell in zip(places, np.ndindex(GRID.grid), strict=False):
+            shift = own_shift(places[0], place) - np.multiply(cell, GRID.size)
+            # To whole voxels of the case, at both ends.
+            assert np.abs(places[0].transform.matrix @ shift).max() <= 1 + 1e-6
+        for target in places[6:]:
+            middle = own_shift(places[0], target)
+            assert (middle > -2.5).all()
+            assert (middle < np.subtract((8, 20, 18), GRID.size) + 2.5).all()
+    assert len({place.transform.mirror for place in places}) > 3
+
+
+def test_a_place_in_a_field_depends_on_its_number_alone(cases):
+    pool = CasePool.of(cases)
+    few, many = (
+        GridPlaces(Views(count=count, together=True, grid=(1, 2, 3))).draw(pool, MOVED, (8, 10, 6), 4, generators)
+        for count in (7, 9)
+    )
+    np.testing.assert_equal(few, many[:7])

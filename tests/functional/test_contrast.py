@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ssl_pretrain.functional.contrast import effective_rank, nt_xent, uniformity
+from ssl_pretrain.functional.contrast import effective_rank, likeness, located, nt_xent, overlap_loss, uniformity
 
 TEMPERATURE = 0.5
 
@@ -81,3 +81,49 @@ def test_uniformity_is_0_for_a_collapsed_embedding_and_lower_for_a_spread_one():
     opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     assert float(uniformity(opposite)) == pytest.approx(-8)
     assert float(uniformity(unit(200, 32))) < -3
+
+
+def overlap_by_pairs(true, found, squared):
+    """The loss of one image, crop after crop and base crop after base crop."""
+    together, weight, wrong, apart = 0.0, 0.0, 0.0, 0
+    for truths, answers in zip(true.tolist(), found.tolist(), strict=True):
+        for truth, answer in zip(truths, answers, strict=True):
+            surprise = -log(1 - abs(truth - answer) + 1e-6)
+            if truth > 0:
+                together, weight = together + truth * surprise, weight + truth
+            else:
+                wrong, apart = wrong + (answer**2 if squared else surprise), apart + 1
+    return (together / weight if weight else 0) + (wrong / apart if apart else 0)
+
+
+@pytest.mark.parametrize("squared", [True, False])
+def test_the_loss_of_overlaps_is_that_of_a_loop(squared):
+    generator = torch.Generator().manual_seed(0)
+    true, found = torch.rand(2, 5, 3, 6, generator=generator).double()
+    true[true < 0.5] = 0
+    true[1] = 0  # an image whose crops overlap nothing
+    true[2] += 0.01  # and one whose crops overlap everything
+    found[3, 0, 0] = 1.0
+    expected = [overlap_by_pairs(*image, squared) for image in zip(true, found, strict=True)]
+    assert float(overlap_loss(true, found, squared=squared)) == pytest.approx(sum(expected) / 5, rel=1e-9)
+
+
+def test_places_are_cosines_and_never_below_0():
+    vectors, bases = unit(4), unit(6, seed=1)
+    found = located(vectors[None], bases[None])[0]
+    for i, j in ((i, j) for i in range(4) for j in range(6)):
+        assert float(found[i, j]) == pytest.approx(max(0.0, float(vectors[i] @ bases[j])), abs=1e-6)
+    assert (found == 0).any()
+    assert overlap_loss(torch.ones(1, 1, 1), located(vectors[None, :1], vectors[None, :1]), squared=False) < 1e-5
+
+
+@pytest.mark.parametrize("squared", [True, False])
+def test_likeness_is_the_mean_over_pairs(squared):
+    images = torch.stack([unit(5), unit(5, seed=1)])
+    pairs = [
+        max(0.0, float(vectors[i] @ vectors[j])) ** (2 if squared else 1)
+        for vectors in images
+        for i in range(5)
+        for j in range(i + 1, 5)
+    ]
+    assert float(likeness(images, squared=squared)) == pytest.approx(sum(pairs) * 2 / (5 * 4) / 2, rel=1e-6)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_pretrain.data.spatial import Transform, affine_of, rotation_matrix
-from ssl_pretrain.functional.views import Views, common_boxes, moved_onto, overlaps
+from ssl_pretrain.functional.views import Views, common_boxes, field_of, fit_grid, mosaic, moved_onto, overlaps
 
 SIZE = (6, 9, 12)
 FLIPS = st.tuples(*[st.booleans()] * 3)
@@ -67,7 +67,12 @@ def test_the_boxes_of_two_views_show_the_same_voxels():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"count": 0}, "count must be at least 1, got 0"), ({"overlap": 1.1}, r"overlap must lie .* got 1\.1")],
+    [
+        ({"count": 0}, "count must be at least 1, got 0"),
+        ({"overlap": 1.1}, r"overlap must lie .* got 1\.1"),
+        ({"count": 5, "together": True, "grid": (1, 2, 3)}, r"A grid \(1, 2, 3\) is of 6 crops .* got 5"),
+        ({"count": 6, "grid": (1, 2, 3)}, "together True"),
+    ],
 )
 def test_impossible_views_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
@@ -89,3 +94,45 @@ def test_a_crop_is_moved_to_where_it_overlaps_another(mirrored):
     common = ~moved.isnan()
     assert common[0].sum() == 4 * 4 * 2
     assert torch.equal(moved[common], first[common])
+
+
+TRIPLES = st.tuples(*[st.integers(1, 9)] * 3)
+
+
+@given(room=st.tuples(*[st.integers(1, 200)] * 3), wanted=TRIPLES, step=TRIPLES, least=TRIPLES, more=TRIPLES)
+@settings(deadline=None)
+def test_a_grid_fits_and_cannot_be_larger(room, wanted, step, least, more):
+    low = tuple(by * count for by, count in zip(step, least, strict=True))
+    high = tuple(side + by * count for side, by, count in zip(low, step, more, strict=True))
+    for count, side, axis in zip(*fit_grid(room, wanted, low, high, step), range(3), strict=True):
+        whole, shortest = room[axis], low[axis]
+        assert side % step[axis] == 0
+        if whole >= shortest:
+            assert shortest <= side <= high[axis]
+            assert count * side <= whole
+            assert count == wanted[axis] or (count + 1) * shortest > whole
+            assert side == high[axis] or count * (side + step[axis]) > whole
+        else:
+            assert count == 1
+
+
+@pytest.mark.parametrize("first", [(False, False, False), (True, False, True)])
+def test_a_mosaic_of_base_crops_is_their_field_as_the_first_is_mirrored(first):
+    size, grid = (4, 3, 5), (2, 1, 3)
+    field = field_of(grid, size)
+    case = torch.randn(2, *field, generator=torch.Generator().manual_seed(0))
+    starts = [*(np.array(cell) * size for cell in np.ndindex(grid)), np.array([3, 0, 7])]
+    mirrors = [first, *[(False, True, False), (True, True, True), (False, False, False)] * 2]
+    crops, affine = [], []
+    for start, mirror in zip(starts, mirrors, strict=True):
+        part = case[(slice(None), *(slice(s, s + p) for s, p in zip(start, size, strict=True)))]
+        crops.append(part.flip([axis + 1 for axis, flip in enumerate(mirror) if flip]))
+        affine.append(torch.from_numpy(affine_of(Transform(None, mirror), tuple(start + 11), size)))
+    crops, affine = torch.stack(crops), torch.stack(affine)
+    turned = case.flip([axis + 1 for axis, flip in enumerate(first) if flip])
+    assert torch.equal(mosaic(crops[:6], affine[:6], field), turned)
+    assert torch.equal(mosaic(crops, affine, field), turned), "what overlaps shows the same"
+    one = torch.cat([torch.full_like(crops[:6], torch.nan), crops[6:]])
+    alone = mosaic(one, affine, field)
+    assert (~alone.isnan()).sum() == crops[6].numel()
+    assert torch.equal(alone[~alone.isnan()], turned[~alone.isnan()])

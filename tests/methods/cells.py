@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from architectures import STRIDES, architecture
+from torch import Tensor
 
 from ssl_pretrain.methods import METHODS, Batch, Method, MethodSetup, RunLength, build_method
 from ssl_pretrain.networks import NETWORKS, Backbone, build_backbone
@@ -32,8 +34,13 @@ def build(
 ) -> Method:
     """A method on a small network, with plans of anisotropic strides."""
     torch.manual_seed(0)
+    depth, height, width = patch_of(network)
     setup = MethodSetup(
-        backbone=backbone_of(network, channels, strides), patch=patch_of(network), length=RunLength(10, 5, 2), seed=1
+        backbone=backbone_of(network, channels, strides),
+        patch=(depth, height, width),
+        length=RunLength(10, 5, 2),
+        seed=1,
+        case_shape=(depth, 2 * height, width),
     )
     return build_method(method, METHODS[method].Config(**config), setup)
 
@@ -55,8 +62,9 @@ def batch_for(method: Method, size: int = 2, seed: int = 0) -> Batch:
     count = size * method.sample_views.count
     generator = torch.Generator().manual_seed(seed)
     channels = method.backbone.input_channels
-    coarse = torch.randn(count, channels, *(p // 4 for p in method.patch), generator=generator)
-    image = torch.nn.functional.interpolate(coarse, size=method.patch, mode="trilinear")
+    voxels = method.sample_views.size or method.patch
+    coarse = torch.randn(count, channels, *(p // 4 for p in voxels), generator=generator)
+    image = torch.nn.functional.interpolate(coarse, size=voxels, mode="trilinear")
     image = image + 0.1 * torch.randn(image.shape, generator=generator)
     rows = [number // method.sample_views.count for number in range(count)]
     return {
@@ -64,8 +72,20 @@ def batch_for(method: Method, size: int = 2, seed: int = 0) -> Batch:
         "case": [str(row) for row in rows],
         "row": rows,
         "index": list(range(count)),
-        "affine": torch.eye(3, 4).expand(count, 3, 4),
+        "affine": affine_of_views(method).repeat(size, 1, 1),
     }
+
+
+def affine_of_views(method: Method) -> Tensor:
+    """Where the crops of a sample lie, (V, 3, 4): base crops side by side, all others at one place off the grid."""
+    views = method.sample_views
+    affine = torch.eye(3, 4).repeat(views.count, 1, 1)
+    if views.grid is not None:
+        steps = torch.tensor(views.size)
+        bases = torch.tensor(list(np.ndindex(views.grid))) * steps
+        affine[:, :, 3] = (bases.amax(0) // 3).float()
+        affine[: len(bases), :, 3] = bases.float()
+    return affine
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -1,5 +1,6 @@
 """SimCLR: its loss against a loop over pairs, its views, its embeddings."""
 
+import copy
 from math import exp, log
 
 import pytest
@@ -7,8 +8,12 @@ import torch
 from cells import batch_for, build, families, generator
 
 from ssl_pretrain.functional.views import Views
-from ssl_pretrain.methods.base import TRAIN_STREAM
+from ssl_pretrain.methods.base import TRAIN_STREAM, Method
 from ssl_pretrain.methods.heads import GatheredBatchNorm, pooled_features, pooled_width
+
+
+def augmented(made, batch, seed=0):
+    return made.augmented(batch, made.sample_generators(batch, generator(seed)))
 
 
 def loop_over_pairs(embedded, cases, temperature, excluded):
@@ -84,11 +89,11 @@ def test_views_are_augmented_by_the_number_of_their_sample_and_in_training_only(
     made = build("SimCLR", "plans", noise_p=1.0)
     batch = made.seeded(batch_for(made, size=2), TRAIN_STREAM)
     original = batch["image"].clone()
-    whole = made.augmented(batch, generator(1))
+    whole = augmented(made, batch, 1)
     assert torch.equal(batch["image"], original), "the crops themselves are left as they are"
     assert all(not torch.equal(view, crop) for view, crop in zip(whole, original, strict=True))
     second = {"image": original[2:], "index": batch["index"][2:]}
-    assert torch.equal(made.augmented(made.seeded(second, TRAIN_STREAM), generator(2)), whole[2:])
+    assert torch.equal(augmented(made, made.seeded(second, TRAIN_STREAM), 2), whole[2:])
     plain, again = (made.eval()(batch, generator(seed)).loss for seed in (1, 2))
     assert torch.equal(plain, again)
 
@@ -107,14 +112,14 @@ def test_quarter_turns_keep_the_shape():
     )
     square = torch.randn(8, 2, 8, 8, 16, generator=generator())
     batch = {"image": square, "index": list(range(8))}
-    turned = made.augmented(batch, generator())
+    turned = augmented(made, batch)
     found = [
         next(k for k in range(4) if torch.equal(one.rot90(k, (1, 2)), two))
         for one, two in zip(square, turned, strict=True)
     ]
     assert len(set(found)) > 1
     oblong = {**batch, "image": square[:, :, :6]}
-    assert torch.equal(made.augmented(oblong, generator()), oblong["image"])
+    assert torch.equal(augmented(made, oblong), oblong["image"])
 
 
 def test_what_the_loader_is_asked_for():
@@ -155,3 +160,14 @@ def test_crops_of_a_single_case_are_told_from_each_other():
 def test_the_gradient_is_clipped_as_published(network, clip):
     assert build("SimCLR", network).recipe.clip == clip
     assert build("SimCLR", network, clip=3.0).recipe.clip == 3.0
+
+
+def test_a_copy_of_the_network_is_of_the_network_alone():
+    """A teacher is one: had a norm the method in it, its optimiser and data would be copied along."""
+    made = build("SimCLR", "plans", projector=6)
+    twin = copy.deepcopy(made.network)
+    norms = [layer for layer in twin.projector if isinstance(layer, GatheredBatchNorm)]
+    assert len(norms) == 2
+    assert all(norm.gather is Method.gather for norm in norms)
+    image = batch_for(made)["image"]
+    assert torch.equal(twin(image)[0], made.network(image)[0])

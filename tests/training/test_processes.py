@@ -57,13 +57,16 @@ def test_processes_stopped_and_continued_compute_what_one_process_does(tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no gloo that is tested")
-def test_negatives_of_two_processes_are_those_of_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("method", "own"), [("SimCLR", ["temperature=0.1"]), ("VoCo", ["targets=2"])])
+def test_what_two_processes_compare_is_what_one_does(tmp_path, monkeypatch, method, own):
     """Loss and gradients: a few steps of SGD end at the same weights."""
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_dataset(tmp_path / "preprocessed", cases=6)
-    run = "7 3d_fullres 0 -m SimCLR -optimizer sgd -lr 0.01 -epochs 1 -iters 2 -val_iters 2 -num_workers 0 -device cpu"
-    settings = ("-set", "projector=32", "momentum=0", "clip=1000", "temperature=0.1")
+    run = (
+        f"7 3d_fullres 0 -m {method} -optimizer sgd -lr 0.01 -epochs 1 -iters 2 -val_iters 2 -num_workers 0 -device cpu"
+    )
+    settings = ("-set", "projector=32", "momentum=0", "clip=1000", *own)
     one, two = tmp_path / "one", tmp_path / "two"
     command = [*CONSOLE, *run.split(), *settings, "-batch_size", "2", "-num_gpus", "2", "-o", str(two)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
