@@ -68,11 +68,12 @@ class Output(NamedTuple):
 
     Attributes:
         loss: scalar to minimise.
-        log: numbers worth showing, known to the host: none of them waits for the GPU.
+        log: numbers worth showing: those that the host knows, as they are in the last step of an epoch; and scalars on
+            the device, without gradient, as their mean over the epoch, so that no step waits for the GPU.
     """
 
     loss: Tensor
-    log: Mapping[str, float]
+    log: Mapping[str, float | Tensor]
 
 
 class Column(NamedTuple):
@@ -322,6 +323,8 @@ def first_of(batch: Batch, crops: int = 1) -> Batch:
     first: Batch = {"image": batch["image"][:crops]}
     if "ignored" in batch:
         first["ignored"] = batch["ignored"][:crops]
+    if "affine" in batch:
+        first["affine"] = batch["affine"][:crops]
     if "seeds" in batch:
         first["seeds"] = batch["seeds"][:1]
     return first

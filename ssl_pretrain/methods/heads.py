@@ -15,6 +15,9 @@ from ssl_pretrain.networks.base import Backbone
 from ssl_pretrain.networks.tokens import TokenBackbone
 
 ProjectorNorm = Literal["batch", "layer"]
+PROJECTOR_LAYERS = 3
+"""Linear layers of a projector."""
+
 HIDDEN = 3
 """Modules of a projector up to its first hidden features: a linear layer, a norm, ReLU."""
 

@@ -47,7 +47,8 @@ class History(Callback):
         self.extra: dict[str, float] = {}
         self._running: Trainer | None = None
         self._train, self._validation = LossMean(), LossMean()
-        self._log: Mapping[str, float] = {}
+        self._log: dict[str, float] = {}
+        self._means: dict[str, LossMean] = {}
         self._seconds = 0.0
         self._started = 0.0
 
@@ -61,13 +62,18 @@ class History(Callback):
         if self._running is not None:
             # One process writes for all; every process goes on from the mean of their sums.
             total = over_devices(self._running, total)
-        return {"rows": self.rows, "train": (total, count), "log": dict(self._log), "seconds": self._elapsed()}
+        means = {name: mean.state() for name, mean in self._means.items()}
+        if self._running is not None:
+            means = {name: (over_devices(self._running, part), n) for name, (part, n) in means.items()}
+        train = {"train": (total, count), "means": means}
+        return {"rows": self.rows, **train, "log": dict(self._log), "seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self.rows = list(state_dict["rows"])
         self._train = LossMean(*state_dict["train"])
         self._log = dict(state_dict["log"])
+        self._means = {name: LossMean(*state) for name, state in state_dict.get("means", {}).items()}
         self._seconds = float(state_dict["seconds"])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -91,7 +97,12 @@ class History(Callback):
         # Lightning has divided it for the mean over accumulated batches.
         loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
         self._train.add(loss)
-        self._log = dict(outputs["log"])
+        self._log = {}
+        for name, value in outputs["log"].items():
+            if isinstance(value, Tensor):
+                self._means.setdefault(name, LossMean()).add(value)
+            else:
+                self._log[name] = value
         if batch_idx % self.show_every == 0:
             pl_module.log("loss", loss, prog_bar=True, logger=True, rank_zero_only=True)
             if "masked_fraction" in self._log:
@@ -121,10 +132,11 @@ class History(Callback):
             "images_per_second": images / seconds,
             "epoch_seconds": seconds,
             **self._log,
+            **{name: over_devices(trainer, mean.value()) for name, mean in self._means.items()},
             **self.extra,
         }
         self.rows.append(row)
-        self.extra = {}
+        self.extra, self._means = {}, {}
         self._train, self._seconds = LossMean(), 0.0
         now = time.perf_counter()
         self._walls, self._wall_started = [*self._walls, now - self._wall_started], now

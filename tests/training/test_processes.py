@@ -57,7 +57,10 @@ def test_processes_stopped_and_continued_compute_what_one_process_does(tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no gloo that is tested")
-@pytest.mark.parametrize(("method", "own"), [("SimCLR", ["temperature=0.1"]), ("VoCo", ["targets=2"])])
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [("SimCLR", ["temperature=0.1"]), ("VoCo", ["targets=2"]), ("TwoViewMAE", ["predictor=16", "contrast=1"])],
+)
 def test_what_two_processes_compare_is_what_one_does(tmp_path, monkeypatch, method, own):
     """Loss and gradients: a few steps of SGD end at the same weights."""
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))

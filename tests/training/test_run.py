@@ -18,7 +18,7 @@ from ssl_pretrain.data.crops import TRAIN as TRAIN_CROPS
 from ssl_pretrain.data.crops import CropDataset
 from ssl_pretrain.data.splits import load_fold
 from ssl_pretrain.files import written_beside
-from ssl_pretrain.methods import Method
+from ssl_pretrain.methods import METHODS, Method
 from ssl_pretrain.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, NonFiniteLossError
 from ssl_pretrain.training.display import contrast, richest_sample
 from ssl_pretrain.training.guards import PreemptedError
@@ -158,6 +158,7 @@ def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(dataset, tm
         ("AnatoMask", FIRST + TRAIN + 2),
         ("AnatoMask", FIRST + TRAIN + VALIDATION + 1),
         ("VoCo", FIRST + TRAIN + 2),
+        ("TwoViewMAE", FIRST + 3),
     ],
 )
 def test_a_run_cut_off_and_continued_is_the_uninterrupted_run_bit_for_bit(
@@ -167,7 +168,7 @@ def test_a_run_cut_off_and_continued_is_the_uninterrupted_run_bit_for_bit(
 
     def settings(name: str) -> PretrainConfig:
         made = config(tmp_path, name, method=method)
-        return made.with_settings({"projector": "16"}) if method == "VoCo" else made
+        return made.with_settings({"projector": "16"} if hasattr(METHODS[method].Config, "projector") else {})
 
     whole = pretrain(settings("whole")).folder
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
