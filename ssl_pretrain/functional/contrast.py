@@ -49,6 +49,20 @@ def nt_xent(
     return F.cross_entropy(cosines.masked_fill(ignored, -torch.inf), partner)
 
 
+def partners(first: int, count: int, device: torch.device) -> Tensor:
+    """Places of the partners of embeddings, where pairs follow one another: 0 and 1, 2 and 3.
+
+    Args:
+        first: place of the first embedding, even.
+        count: of embeddings, even.
+        device: of the result.
+
+    Returns:
+        (count,) int64.
+    """
+    return torch.arange(first, first + count, device=device) ^ 1
+
+
 def located(crops: Tensor, bases: Tensor) -> Tensor:
     """Where crops lie among base crops: cosines of unit vectors (…, T, E) and (…, N, E), none below 0 -> (…, T, N)."""
     with full_precision(crops.device):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 
-from ssl_pretrain.functional.contrast import nt_xent
+from ssl_pretrain.functional.contrast import nt_xent, partners
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.views import Views, moved_onto
 from ssl_pretrain.functional.windows import hand_over
@@ -79,8 +79,7 @@ class SimCLR(ContrastiveMethod):
         others = None
         if self.config.same_image == "exclude" and not alone:
             others, _ = self.gather(hand_over(torch.tensor(batch["row"]), embedded.device))
-        # The two views of a sample come one after the other: 0 and 1, 2 and 3.
-        partner = torch.arange(first, first + len(embedded), device=embedded.device) ^ 1
+        partner = partners(first, len(embedded), embedded.device)
         return Output(nt_xent(embedded, everyone, first, partner, self.config.temperature, others), {})
 
     def panels(self, batch: Batch, generator: torch.Generator) -> tuple[Column, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from ssl_pretrain.functional.contrast import nt_xent
+from ssl_pretrain.functional.contrast import nt_xent, partners
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.functional.views import Views, common_boxes, moved_onto, shared_points
 from ssl_pretrain.functional.windows import hand_over
@@ -119,7 +119,7 @@ class TwoViewMAE(MAE):
         consistency = disagreement(seen.local, local).mean()
         own, (everyone, first) = normalize(seen.whole, dim=1), self.gather(normalize(whole, dim=1))
         rows, _ = self.gather(hand_over(torch.tensor(batch["row"]), image.device))
-        partner = torch.arange(first, first + len(own), device=image.device) ^ 1
+        partner = partners(first, len(own), image.device)
         contrast = nt_xent(own, everyone, first, partner, config.temperature, rows)
         parts = {"reconstruction": reconstruction, "consistency": consistency, "contrast": contrast}
         loss = torch.stack([getattr(config, name) * part for name, part in parts.items()]).sum()
