@@ -136,12 +136,14 @@ class TwoViewMAE(MAE):
             return self.student.project(self.network.features(image, mask), places)
         network = cast("TwoViewNetwork", self.teacher.eval().module)
         # Its norms take the statistics of the batch, as the student's do: those of the average lag behind.
-        network.projector.train(self.training)
+        for projector in (network.projector, network.whole_projector):
+            projector.train(self.training)
         return network.project(network.autoencoder.features(image, None), places)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Unit vectors (B, E) of whole crops."""
-        return normalize(self.student.project_whole(self.network.features(image, None)), dim=1)
+        """Unit vectors (B, E) of whole crops, the teacher's if there is one: the student's norms know masked crops."""
+        network = cast("TwoViewNetwork", self.teacher.module) if self.teacher else self.student
+        return normalize(network.project_whole(network.autoencoder.features(image, None)), dim=1)
 
     def panels(self, batch: Batch, generator: torch.Generator) -> tuple[Column, ...]:
         """MAE's of the first crop, the second one moved to where they overlap, and how much they disagree there."""

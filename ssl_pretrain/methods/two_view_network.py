@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,8 @@ class TwoViewNetwork(nn.Module):
         widths = [pooled_width(autoencoder.backbone), *[width] * PROJECTOR_LAYERS]
         self.projector = build_projector(widths, norm, gather)
         self.predictor = build_projector([width, hidden, width], norm, gather)
+        # Whole crops are more alike than places are: statistics of both at once would take out neither's mean.
+        self.whole_projector, self.whole_predictor = map(with_own_norms, (self.projector, self.predictor))
 
     def forward(self, image: Tensor, mask: Tensor, places: Tensor) -> Seen:
         """What the student predicts.
@@ -64,7 +67,7 @@ class TwoViewNetwork(nn.Module):
         maps = self.autoencoder.features(image, mask)
         local, whole = self.project(maps, places)
         predicted = projected(self.predictor, local.flatten(0, 1)).view_as(local)
-        return Seen(self.autoencoder.reconstruct(maps), predicted, projected(self.predictor, whole))
+        return Seen(self.autoencoder.reconstruct(maps), predicted, projected(self.whole_predictor, whole))
 
     def project(self, maps: list[Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors of places (B, P, E) and of whole crops (B, E), float32 under any precision, of MAE's features."""
@@ -75,4 +78,9 @@ class TwoViewNetwork(nn.Module):
 
     def project_whole(self, maps: list[Tensor]) -> Tensor:
         """Vectors of whole crops (B, E), of the means of MAE's features."""
-        return projected(self.projector, torch.cat([m.float().mean((2, 3, 4)) for m in maps], 1))
+        return projected(self.whole_projector, torch.cat([m.float().mean((2, 3, 4)) for m in maps], 1))
+
+
+def with_own_norms(layers: nn.Sequential) -> nn.Sequential:
+    """The same linear layers, with norms that keep statistics of their own."""
+    return nn.Sequential(*(layer if isinstance(layer, nn.Linear) else deepcopy(layer) for layer in layers))

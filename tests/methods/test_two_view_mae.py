@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 from ssl_pretrain.functional.masking import repeat_to
 from ssl_pretrain.functional.views import Views, moved_onto
 from ssl_pretrain.methods.base import TRAIN_STREAM
-from ssl_pretrain.methods.heads import GatheredBatchNorm
+from ssl_pretrain.methods.heads import GatheredBatchNorm, pooled_features
 from ssl_pretrain.methods.mae import TokenMAENetwork
 
 
@@ -103,7 +103,7 @@ def test_vectors_of_places_are_those_of_the_same_voxels():
     batch["image"] = torch.cat([case[:, :, :, :h], case[:, :, :, 8:].flip(4)])
     batch["affine"][1, 1, 3] += 8
     batch["affine"][1, 2, 2] = -1.0
-    made.student.projector = torch.nn.Identity()
+    made.student.projector = made.student.whole_projector = torch.nn.Identity()
     local, _ = made.student.project([batch["image"]], made.places(batch))
     torch.testing.assert_close(local[0], local[1], rtol=1e-4, atol=1e-5)
     batch["affine"][1, 2, 2] = 1.0
@@ -153,6 +153,24 @@ def test_the_norm_goes_with_the_network(network, norm):
         assert any(isinstance(layer, GatheredBatchNorm) for layer in layers) == batch
     assert [layer.out_features for layer in made.student.projector if hasattr(layer, "out_features")] == [24, 24, 24]
     assert [layer.out_features for layer in made.student.predictor if hasattr(layer, "out_features")] == [8, 24]
+
+
+def test_places_and_whole_crops_share_layers_but_no_statistics():
+    made = build("TwoViewMAE", "plans", projector=16, predictor=8).train()
+    for network in (made.student, made.teacher.module):
+        for layers, own in ((network.projector, network.whole_projector), (network.predictor, network.whole_predictor)):
+            for one, other in zip(layers, own, strict=True):
+                assert (one is other) == isinstance(one, torch.nn.Linear)
+    batch = overlapping(made, size=3)
+    for _ in range(100):
+        made(batch, generator())
+    with torch.no_grad():
+        embedded = made.eval().embed(batch["image"])
+        mixed = made.teacher.module.projector(pooled_features(made.teacher.module.autoencoder.backbone, batch["image"]))
+    likeness = embedded @ embedded.T - torch.eye(6)
+    assert likeness.max() < 0.9
+    unit = torch.nn.functional.normalize(mixed, dim=1)
+    assert (unit @ unit.T).min() > 0.95, "by the statistics of places, whole crops are all the same"
 
 
 def test_what_the_loader_is_asked_for():
