@@ -99,6 +99,32 @@ def overlaps(affine: Tensor, size: Triple) -> Tensor:
     return (stop - first).prod(-1) / prod(size)
 
 
+def shared_points(affine: Tensor, size: Triple, count: int) -> Tensor:
+    """Places that two crops of a sample have in common, evenly spread over the box, as each crop sees them.
+
+    Args:
+        affine: (B, 2, 3, 4), as for :func:`common_boxes`.
+        size: voxels of a crop per axis.
+        count: places per axis.
+
+    Returns:
+        (B, 2, count, count, count, 3) for :func:`torch.nn.functional.grid_sample` with ``align_corners=False``, of a
+        crop's voxels and of its feature maps alike: the same index is the same place of the case in both crops.
+    """
+    first, stop = (ends[:, 0, 1].to(affine.dtype) for ends in common_boxes(affine, size).unbind(-1))
+    extent = affine.new_tensor(size)
+    share = (torch.arange(count, device=affine.device, dtype=affine.dtype) + 0.5) / count
+    steps = torch.stack(torch.meshgrid(share, share, share, indexing="ij"), -1).flatten(0, 2)
+    # Offsets from the centre of the first crop, whose first voxel begins half an extent before it.
+    here = first[:, None] + steps * (stop - first)[:, None] - extent / 2
+    maps, centres = affine[..., :3], affine[..., 3]
+    case = torch.einsum("bxy,bny->bnx", maps[:, 0], here) + (centres[:, 0] - centres[:, 1])[:, None]
+    there = torch.einsum("bxy,bny->bnx", torch.linalg.inv_ex(maps[:, 1])[0], case)
+    both = torch.stack([here, there], 1) * 2 / extent
+    # grid_sample names the last axis first.
+    return both.flip(-1).view(len(affine), 2, count, count, count, 3)
+
+
 def moved_onto(second: Tensor, affine: Tensor) -> Tensor:
     """A crop moved to where it overlaps another one of its sample, in whole voxels; NaN where it has nothing.
 

@@ -11,6 +11,7 @@ from ssl_pretrain.methods.simclr import SimCLR, SimCLRConfig
 from ssl_pretrain.methods.simmim import SimMIM, SimMIMConfig
 from ssl_pretrain.methods.spark import SparK, SparKConfig
 from ssl_pretrain.methods.swinunetr_pretraining import SwinUNETRPretraining, SwinUNETRPretrainingConfig
+from ssl_pretrain.methods.two_view_mae import TwoViewMAE, TwoViewMAEConfig
 from ssl_pretrain.methods.voco import VoCo, VoCoConfig
 from ssl_pretrain.methods.volume_fusion import VolumeFusion, VolumeFusionConfig
 
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "ModelsGenesis": ModelsGenesis,
     "VolumeFusion": VolumeFusion,
     "SimCLR": SimCLR,
+    "TwoViewMAE": TwoViewMAE,
     "VoCo": VoCo,
     "SwinUNETRPretraining": SwinUNETRPretraining,
     "DAE": DAE,
@@ -87,6 +89,8 @@ __all__ = [
     "SparKConfig",
     "SwinUNETRPretraining",
     "SwinUNETRPretrainingConfig",
+    "TwoViewMAE",
+    "TwoViewMAEConfig",
     "VoCo",
     "VoCoConfig",
     "VolumeFusion",

@@ -13,11 +13,9 @@ from torch.nn.functional import normalize
 from ssl_pretrain.functional.augment import AugmentConfig, apply_augmentation_, draw_augmentation
 from ssl_pretrain.functional.geometry import Triple
 from ssl_pretrain.methods.base import Batch, Exports, Method, MethodSetup, Needs
-from ssl_pretrain.methods.heads import ProjectedEncoder, ProjectorNorm
+from ssl_pretrain.methods.heads import PROJECTOR_LAYERS, ProjectedEncoder, ProjectorNorm
 from ssl_pretrain.methods.recipe import OptimizerConfig
 from ssl_pretrain.networks.base import Backbone
-
-PROJECTOR_LAYERS = 3
 
 
 @dataclass(frozen=True, kw_only=True)

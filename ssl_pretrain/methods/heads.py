@@ -18,6 +18,9 @@ from ssl_pretrain.networks.tokens import TokenBackbone
 ProjectorNorm = Literal["batch", "layer"]
 TURNS = 4
 """Rotations by multiples of 90° that are told apart."""
+PROJECTOR_LAYERS = 3
+"""Linear layers of a projector."""
+
 HIDDEN = 3
 """Modules of a projector up to its first hidden features: a linear layer, a norm, ReLU."""
 
@@ -66,16 +69,30 @@ class GatheredBatchNorm(nn.BatchNorm1d):
         return super().forward(everyone)[first : first + len(x)]
 
 
+def build_projector(widths: Sequence[int], norm: ProjectorNorm, gather: Gather) -> nn.Sequential:
+    """Linear layers with a norm without weights and ReLU between them: (B, first width) -> (B, last width).
+
+    Args:
+        widths: of what goes in, and of what every layer puts out.
+        norm: ``batch``, over the vectors of all processes, as in SimCLR (Chen et al. 2020); or ``layer``, over the
+            features of each vector: OpenMind's ``InstanceNorm1d`` does so, given vectors without a spatial axis.
+        gather: see :class:`GatheredBatchNorm`.
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        batch = norm == "batch"
+        own = GatheredBatchNorm(after, gather) if batch else nn.LayerNorm(after, elementwise_affine=False)
+        layers += [nn.Linear(before, after), own, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-2])
+
+
 class ProjectedEncoder(nn.Module):
     """An encoder, its pooled features, and a projector: image -> (B, E) and (B, F), float32 under any precision.
-
-    The projector is linear layers with a norm without weights and ReLU between them.
 
     Args:
         backbone: the network; its decoder gets no gradient.
         widths: of the projector after the pooled features.
-        norm: ``batch``, over the vectors of all processes, as in SimCLR (Chen et al. 2020); or ``layer``, over the
-            features of each vector: OpenMind's ``InstanceNorm1d`` does so, given vectors without a spatial axis.
+        norm: of the projector; see :func:`build_projector`.
         gather: see :class:`GatheredBatchNorm`.
         drop_path: of a transformer.
     """
@@ -85,12 +102,7 @@ class ProjectedEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        layers: list[nn.Module] = []
-        for before, after in pairwise([pooled_width(backbone), *widths]):
-            batch = norm == "batch"
-            own = GatheredBatchNorm(after, gather) if batch else nn.LayerNorm(after, elementwise_affine=False)
-            layers += [nn.Linear(before, after), own, nn.ReLU(inplace=True)]
-        self.projector = nn.Sequential(*layers[:-2])
+        self.projector = build_projector([pooled_width(backbone), *widths], norm, gather)
         train_only_used(backbone, self.projector, drop_path, decoder=False)
 
     def forward(self, image: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -103,9 +103,17 @@ class MAE(MaskedMethod):
 class MaskedDenseNetwork(DenseNetwork):
     """A network that sees 0 where the image is masked."""
 
+    def features(self, image: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Image (B, C, D, H, W) and mask (B or B·C, *grid), True where masked -> the encoder's maps, fine to coarse."""
+        return self.backbone.encode(image if mask is None else hide(image, mask))
+
+    def reconstruct(self, maps: list[Tensor]) -> Tensor:
+        """Maps of :meth:`features` -> (B, C, D, H, W)."""
+        return cast("Tensor", self.head(self.backbone.decode_features(maps)))
+
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """Image (B, C, D, H, W) and mask (B or B·C, *grid), True where masked -> (B, C, D, H, W)."""
-        return super().forward(hide(image, mask))
+        return self.reconstruct(self.features(image, mask))
 
 
 class TokenMAENetwork(nn.Module):
@@ -127,15 +135,24 @@ class TokenMAENetwork(nn.Module):
         self.head = backbone.new_head(backbone.input_channels)
         train_only_used(backbone, self.head, config.drop_path)
 
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Image (B, C, D, H, W) and mask (B, *grid), True where masked -> (B, C, D, H, W).
+    def features(self, image: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Image (B, C, D, H, W) and mask (B, *grid), True where masked -> a map of all tokens, masked ones filled in.
 
         Every sample of the mask has exactly ``masked`` masked cells. They are not counted, which would wait for the
         GPU.
         """
         backbone = self.backbone
         tokens = backbone.embed(image)
+        if mask is None:
+            return [backbone.tokens_to_map(self.decoder(backbone.encode_tokens(tokens)))]
         keep = visible_first(mask.flatten(1))[:, : self.visible]
         filled = place_tokens(backbone.encode_tokens(tokens, keep), keep, self.mask_token, tokens.shape[1])
-        features = backbone.tokens_to_map(self.decoder(filled))
-        return cast("Tensor", self.head(backbone.decode_features([features])))
+        return [backbone.tokens_to_map(self.decoder(filled))]
+
+    def reconstruct(self, maps: list[Tensor]) -> Tensor:
+        """The map of :meth:`features` -> (B, C, D, H, W)."""
+        return cast("Tensor", self.head(self.backbone.decode_features(maps)))
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Image (B, C, D, H, W) and mask (B, *grid), True where masked -> (B, C, D, H, W)."""
+        return self.reconstruct(self.features(image, mask))

@@ -78,7 +78,8 @@ class MaskedMethod(Method):
         """Cells to hide from the network: random ones."""
         count = self.draw_count(generator)
         generators = self.sample_generators(batch, generator)
-        return Hidden(sample_masks(generators, self.grid, count, batch["image"].device, self.groups), count)
+        each = self.groups * self.sample_views.count
+        return Hidden(sample_masks(generators, self.grid, count, batch["image"].device, each), count)
 
     def choose_for_picture(self, batch: Batch, generator: torch.Generator) -> Hidden:
         """Cells to hide in a picture, and the reason where there is one."""
@@ -113,7 +114,7 @@ class MaskedMethod(Method):
         """The first crop, its masked copy, its reconstruction in intensities, and the error; with masks for each
         channel, of the first channel.
         """
-        first = first_of(batch)
+        first = first_of(batch, self.sample_views.count)
         image, hidden = first["image"], self.choose_for_picture(first, generator)
         predicted = self.predict(image, hidden)
         if self.errors is cell_errors:

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_pretrain.data.spatial import Transform, affine_of, rotation_matrix
-from ssl_pretrain.functional.views import Views, common_boxes, field_of, fit_grid, mosaic, moved_onto, overlaps
+from ssl_pretrain.functional.views import (
+    Views,
+    common_boxes,
+    field_of,
+    fit_grid,
+    mosaic,
+    moved_onto,
+    overlaps,
+    shared_points,
+)
 
 SIZE = (6, 9, 12)
 FLIPS = st.tuples(*[st.booleans()] * 3)
@@ -48,6 +57,41 @@ def test_what_crops_have_in_common_is_the_box_that_counting_gives(angles, scale,
         if counted.any():
             np.testing.assert_array_equal(filled, counted)
         assert float(shares[0, i, j]) == pytest.approx(counted.mean(), abs=1e-6)
+
+
+@given(
+    angles=st.tuples(*[st.floats(-3, 3)] * 3),
+    scale=st.tuples(*[st.floats(0.7, 1.4)] * 3),
+    moved=st.booleans(),
+    shift=st.tuples(*[st.integers(-4, 4)] * 3),
+    mirrors=st.lists(FLIPS, min_size=2, max_size=2),
+)
+@settings(deadline=None, max_examples=100)
+def test_shared_points_are_the_same_places_of_the_case(angles, scale, moved, shift, mirrors):
+    """Crops of a case whose intensities say where each voxel is, read at the points one by one."""
+    matrix = np.array(scale)[:, None] * rotation_matrix(angles) if moved else None
+    transforms = [Transform(matrix, mirror) for mirror in mirrors]
+    starts = ((20, 20, 20), tuple(20 + step for step in shift))
+    affine = np.stack([affine_of(t, start, SIZE) for t, start in zip(transforms, starts, strict=True)]).astype(float)
+    boxes = common_boxes(torch.from_numpy(affine)[None], SIZE)[0]
+    first, stop = boxes[0, 1].unbind(-1)
+    count = 2
+    # Interpolation between voxels is exact for places; beyond the outermost ones there is nothing to interpolate.
+    if (stop - first < 2 * count).any():
+        return
+    points = shared_points(torch.from_numpy(affine)[None], SIZE, count)
+    assert points.shape == (1, 2, count, count, count, 3)
+    half = (np.array(SIZE) - 1) / 2
+    offsets = np.stack(np.meshgrid(*[np.arange(p) - h for p, h in zip(SIZE, half, strict=True)], indexing="ij"), -1)
+    crops = torch.from_numpy(np.stack([np.moveaxis(offsets @ a[:, :3].T + a[:, 3], -1, 0) for a in affine]))
+    seen = torch.nn.functional.grid_sample(crops, points[0], align_corners=False)
+    for place in np.ndindex(count, count, count):
+        # The middle of a part of the box, in the first crop's voxels.
+        share = (np.array(place) + 0.5) / count
+        offset = first.numpy() + share * (stop - first).numpy() - 0.5 - half
+        expected = affine[0, :, :3] @ offset + affine[0, :, 3]
+        for crop in (0, 1):
+            np.testing.assert_allclose(seen[(crop, slice(None), *place)].numpy(), expected, atol=1e-6)
 
 
 def test_the_boxes_of_two_views_show_the_same_voxels():

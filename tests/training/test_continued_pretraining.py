@@ -1,5 +1,7 @@
 """Pretraining that begins with weights from elsewhere: a file of nnssl's layout, by path and from the Hub's cache."""
 
+import csv
+
 import pytest
 import torch
 from architectures import architecture
@@ -7,7 +9,7 @@ from made_data import PATCH, write_dataset
 
 from ssl_pretrain import PretrainConfig, pretrain
 from ssl_pretrain.networks import build_backbone
-from ssl_pretrain.training.checkpoints import FINAL
+from ssl_pretrain.training.checkpoints import FINAL, LATEST
 from ssl_pretrain.transfer.weights_file import read_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -94,3 +96,28 @@ def test_a_primus_of_nnssl_goes_on_with_its_axes_in_order(dataset, tmp_path):
 def test_axes_without_a_file_are_refused():
     with pytest.raises(ValueError, match="fix_nnssl_axes is about the file of -pretrained_weights, and none is given"):
         PretrainConfig(dataset="7", fix_nnssl_axes=True)
+
+
+def test_a_second_stage_of_two_views_begins_with_a_mae(dataset, tmp_path):
+    """Encoder and decoder of student and teacher; each of its losses is logged as its mean over the epoch."""
+    short = {"dataset": "7", "epochs": 1, "iters": 3, "val_iters": 1, "num_workers": 0, "device": "cpu", "fold": "0"}
+    first = pretrain(PretrainConfig(method="MAE", output_folder=str(tmp_path / "first"), **short))
+    start = {"pretrained_weights": str(first.checkpoint), "output_folder": str(tmp_path / "second")}
+    config = PretrainConfig(method="TwoViewMAE", **start, **short)
+    folder = pretrain(config.with_settings({"lr": "1e-12", "projector": "16", "predictor": "8"})).folder
+    taken, began = (torch.load(f / FINAL, weights_only=True) for f in (first.folder, folder))
+    names = taken["pretraining"]["pretrained_keys"]
+    assert sorted(names) == sorted(began["pretraining"]["pretrained_keys"])
+    assert any(name.startswith("decoder") for name in names)
+    state = torch.load(folder / LATEST, weights_only=True)["state_dict"]
+    for name in names:
+        expected = taken["network_weights"][name]
+        torch.testing.assert_close(began["network_weights"][name], expected, rtol=1e-4, atol=1e-6)
+        teacher = state[f"teacher.module.autoencoder.backbone.network.{name}"]
+        torch.testing.assert_close(teacher, expected, rtol=1e-4, atol=1e-6)
+    with (folder / "metrics.csv").open() as handle:
+        (row,) = csv.DictReader(handle)
+    parts = [float(row[name]) for name in ("reconstruction", "consistency", "contrast")]
+    assert min(parts) > 0
+    weighted = sum(weight * part for weight, part in zip((5, 1, 0.1), parts, strict=True))
+    assert float(row["train_loss"]) == pytest.approx(weighted, rel=1e-4)

@@ -63,6 +63,7 @@ def test_processes_stopped_and_continued_compute_what_one_process_does(tmp_path,
         ("SimCLR", ["projector=32", "temperature=0.1"]),
         ("VoCo", ["projector=32", "targets=2"]),
         ("SwinUNETRPretraining", ["embedding=32", "temperature=0.1", "reconstruction_weight=0"]),
+        ("TwoViewMAE", ["projector=32", "predictor=16", "contrast=1"]),
     ],
 )
 def test_what_two_processes_compare_is_what_one_does(tmp_path, monkeypatch, method, own):

@@ -30,7 +30,11 @@ TRAIN, VALIDATION, PICTURE = 6, 4, 8
 """Crops that an epoch reads: 3 steps and 2 validation batches of 2; the first and the last epoch draw a picture, of
 one of eight crops."""
 FIRST = TRAIN + VALIDATION + PICTURE
-NARROW = {"VoCo": {"projector": "16"}, "SwinUNETRPretraining": {"embedding": "16"}}
+NARROW = {
+    "VoCo": {"projector": "16"},
+    "SwinUNETRPretraining": {"embedding": "16"},
+    "TwoViewMAE": {"projector": "16"},
+}
 
 
 @pytest.fixture
@@ -160,6 +164,7 @@ def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(dataset, tm
         ("AnatoMask", FIRST + TRAIN + 2),
         ("AnatoMask", FIRST + TRAIN + VALIDATION + 1),
         ("VoCo", FIRST + TRAIN + 2),
+        ("TwoViewMAE", FIRST + 3),
     ],
 )
 def test_a_run_cut_off_and_continued_is_the_uninterrupted_run_bit_for_bit(
