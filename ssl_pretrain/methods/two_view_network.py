@@ -71,14 +71,16 @@ class TwoViewNetwork(nn.Module):
 
     def project(self, maps: list[Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors of places (B, P, E) and of whole crops (B, E), float32 under any precision, of MAE's features."""
-        at = [grid_sample(m.float(), places, padding_mode="border", align_corners=False) for m in maps]
+        computed = maps[-len(self.autoencoder.backbone.features) :]
+        at = [grid_sample(m.float(), places, padding_mode="border", align_corners=False) for m in computed]
         features = torch.cat(at, 1).flatten(2).transpose(1, 2)
         local = projected(self.projector, features.flatten(0, 1))
         return local.view(*features.shape[:2], -1), self.project_whole(maps)
 
     def project_whole(self, maps: list[Tensor]) -> Tensor:
         """Vectors of whole crops (B, E), of the means of MAE's features."""
-        return projected(self.whole_projector, torch.cat([m.float().mean((2, 3, 4)) for m in maps], 1))
+        computed = maps[-len(self.autoencoder.backbone.features) :]
+        return projected(self.whole_projector, torch.cat([m.float().mean((2, 3, 4)) for m in computed], 1))
 
 
 def with_own_norms(layers: nn.Sequential) -> nn.Sequential:
