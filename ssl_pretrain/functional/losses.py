@@ -94,7 +94,9 @@ def masked_mean(errors: Tensor, mask: Tensor, counted: Tensor | None = None) -> 
     weight = mask.to(errors.dtype)
     if counted is not None:
         weight = weight * counted.mean(dim=2)
-    return (errors * weight).sum() / (weight.sum() + torch.finfo(errors.dtype).tiny)
+    total = weight.sum()
+    # Not the least number there is: its inverse, times the weight of the loss, may be infinite.
+    return (errors * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def _mean_of_counted(squares: Tensor, counted: Tensor | None) -> Tensor:
