@@ -59,7 +59,8 @@ def prepared(method, network, sparse):
 def test_a_step_asks_the_device_nothing(method, network, sparse, monkeypatch):
     made, batch = prepared(method, network, sparse)
     made.to(META)
-    batch["image"] = batch["image"].to(META)
+    for key in ("image", "affine"):
+        batch[key] = batch[key].to(META)
     if network == "plans":
         batch["ignored"] = torch.zeros(len(batch["image"]), 1, *made.patch, dtype=torch.bool, device=META)
     monkeypatch.setattr(torch, "Generator", MetaGenerator)
