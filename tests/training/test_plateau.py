@@ -8,7 +8,7 @@ import torch
 from architectures import architecture
 from conftest import REPOSITORY
 from made_data import write_dataset
-from methods.cells import network_for
+from methods.cells import affine_of_views, network_for
 from torch import nn
 
 from ssl_pretrain import PretrainConfig, pretrain
@@ -65,6 +65,17 @@ def build(name):
     return method(method.Config(), MethodSetup(backbone=backbone, patch=PATCH, length=RunLength(1, 1, 2)))
 
 
+def batch_of(method, coarse):
+    """Smooth crops of two cases, four or as many as two samples have, from a grid of so many random values per axis."""
+    views = method.sample_views
+    samples = max(2, 4 // views.count)
+    crops = samples * views.count
+    image = nn.functional.interpolate(torch.randn(crops, 1, *(coarse,) * 3), size=views.size or PATCH, mode="trilinear")
+    rows = [2 * number // crops for number in range(crops)]
+    affine = affine_of_views(method).repeat(samples, 1, 1)
+    return {"image": image, "row": rows, "index": list(range(crops)), "affine": affine}
+
+
 def ratio(method, batch):
     method.eval()
     with torch.no_grad():
@@ -78,19 +89,19 @@ def ratio(method, batch):
 def test_a_network_that_answers_the_same_whatever_it_sees_loses_nothing(name):
     torch.manual_seed(0)
     method = build(name)
-    images = torch.randn(4, 1, *PATCH)
+    batch = batch_of(method, PATCH[0])
     for module in method.trained.modules():
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d, nn.Linear)):
             nn.init.zeros_(module.weight)
-    assert ratio(method, {"image": images, "row": [0, 0, 1, 1], "index": list(range(4))}) == pytest.approx(1, abs=0.01)
+    assert ratio(method, batch) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_network_that_has_seen_the_batch_often_loses_much(name):
     torch.manual_seed(0)
     method = build(name)
-    smooth = nn.functional.interpolate(torch.randn(4, 1, 2, 2, 2), size=PATCH, mode="trilinear")
-    batch = {"image": 2 * smooth, "row": [0, 0, 1, 1], "index": list(range(4))}
+    batch = batch_of(method, 2)
+    batch["image"] *= 2
     # AnatoMask's teacher chooses masks in training, not in validation.
     method.eval()
     method.trained.train()
