@@ -18,6 +18,7 @@ LAYOUTS = {
     "nnunet_v2": {"network_weights": {"a.b": torch.ones(2)}, "init_args": {"plans": {}}},
     "dae": {"model": {"encoder.layers1.0.0.blocks.0.attn.qkv.weight": torch.ones(2)}},
     "monai_swin": {"state_dict": {"module.layers1.0.blocks.0.attn.qkv.weight": torch.ones(2)}},
+    "simmim3d": {"state_dict": {"net.encoder.patch_embedding.position_embeddings": torch.ones(2)}},
     "plain": {"a.b": torch.ones(2), "epoch": 3},
 }
 """What tells each format from the others."""
