@@ -18,9 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import provenance, write
-from benchmarks.teacher import PACE, Side, pace, prepared
-from ssl_pretrain.allocator import keep_freed_memory
+from benchmarks.common import write
+from benchmarks.teacher import PACE, Side, begin, build_parser, pace, prepared
 from ssl_pretrain.report.tables import format_table
 
 POINTS = 4
@@ -66,22 +65,12 @@ def show(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", type=int, nargs="+", default=[4, 221])
+    parser = build_parser(__doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.25])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=400, help="of the whole decoder")
-    parser.add_argument("--crops", type=int, default=20, help="validation crops")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--narrower", type=int, default=4, help="divides the channels of the plans' network")
-    parser.add_argument("--decoder_width", type=int, default=64, help="at the coarsest map")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    args.work = args.work.resolve()
-    keep_freed_memory()
-    settings = {k: v for k, v in vars(args).items() if k not in ("json", "work")}
-    result: dict[str, Any] = {"settings": settings, **provenance("cpu"), "datasets": {}}
+    result = begin(args)
     for number in args.datasets:
         measure(number, args, result)
     print(show(result))

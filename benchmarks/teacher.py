@@ -221,25 +221,36 @@ def show(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """What every comparison of two sides is told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=int, nargs="+", default=[4, 221])
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument(
-        "--points", type=int, nargs="+", default=[50], help="steps after which to compare, and the last"
-    )
     parser.add_argument("--crops", type=int, default=20, help="validation crops")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--narrower", type=int, default=4, help="divides the channels of the plans' network")
     parser.add_argument("--decoder_width", type=int, default=64, help="at the coarsest map")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def begin(args: argparse.Namespace) -> dict[str, Any]:
+    """The result before anything is measured."""
     args.work = args.work.resolve()
     keep_freed_memory()
     settings = {k: v for k, v in vars(args).items() if k not in ("json", "work")}
-    result: dict[str, Any] = {"settings": settings, **provenance("cpu"), "datasets": {}}
+    return {"settings": settings, **provenance("cpu"), "datasets": {}}
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = build_parser(__doc__)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument(
+        "--points", type=int, nargs="+", default=[50], help="steps after which to compare, and the last"
+    )
+    args = parser.parse_args()
+    result = begin(args)
     for number in args.datasets:
         measure(number, args, result)
     print(show(result))
