@@ -85,6 +85,7 @@ def multiplied(module: nn.Module, factors: Tensor) -> Iterator[None]:
     """A module whose output (B, E, ...) is multiplied by factors (B, E) as long as this lasts."""
 
     def multiply(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        """What the module hands on instead."""
         return output * factors.view(*factors.shape, *[1] * (output.dim() - 2))
 
     handle = module.register_forward_hook(multiply)
