@@ -152,3 +152,10 @@ def test_a_frozen_part_gets_no_gradient(part):
 def test_bad_settings_are_named(settings, said):
     with pytest.raises(ValueError, match=said):
         DAEConfig(**settings)
+
+
+def test_a_network_that_does_not_say_where_its_stem_is_keeps_its_channels():
+    made = build("DAE", "plans")
+    made.backbone.stem_key = ""
+    with pytest.raises(ValueError, match=r"does not say which part .* \(key_to_stem\).* Use -set local=cells, or disr"):
+        _ = made.network.embedding
